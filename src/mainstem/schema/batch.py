@@ -1,0 +1,91 @@
+"""Columns: a run of the log as numpy arrays, which is what features, join and training eat (law 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mainstem.schema.ids import NO_KEY, Keys, key64
+from mainstem.schema.records import Event
+
+__all__ = ["EventBatch"]
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """n events in log order, one array per field.
+
+    time     int64  [n]  ms
+    user     uint64 [n]  key64("user", id)
+    entity   uint64 [n]  key64(entity_type, id), 0 where the event has none
+    kind     int16  [n]  index into `kinds`
+    value    float64[n]
+    session  uint64 [n]  key64("session", id), 0 where the event has none
+    place    uint64 [n]  key64("place", extras["store"]) or whatever extra the configuration names, else 0
+    offset   int64  [n]  place in the log (partition 0), -1 where it is not in a log
+    """
+
+    time: NDArray[np.int64]
+    user: Keys
+    entity: Keys
+    kind: NDArray[np.int16]
+    value: NDArray[np.float64]
+    session: Keys
+    place: Keys
+    offset: NDArray[np.int64]
+    kinds: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @classmethod
+    def of(
+        cls,
+        events: Sequence[Event],
+        offsets: Sequence[int] | None = None,
+        *,
+        place_extra: str | None = None,
+    ) -> EventBatch:
+        """Columns of `events`. `place_extra` names the extra that says where it happened (a store, a country)."""
+        kinds: dict[str, int] = {}
+        return cls(
+            time=np.fromiter((e.time for e in events), np.int64, len(events)),
+            user=np.fromiter((key64("user", e.user, e.tenant) for e in events), np.uint64, len(events)),
+            entity=np.fromiter(
+                (key64(e.entity_type, e.entity, e.tenant) if e.entity is not None else NO_KEY for e in events),
+                np.uint64,
+                len(events),
+            ),
+            kind=np.fromiter((kinds.setdefault(e.kind, len(kinds)) for e in events), np.int16, len(events)),
+            value=np.fromiter((e.value for e in events), np.float64, len(events)),
+            session=np.fromiter(
+                (key64("session", e.session, e.tenant) if e.session else NO_KEY for e in events), np.uint64, len(events)
+            ),
+            place=np.fromiter(
+                (
+                    key64("place", str(e.extras[place_extra]), e.tenant)
+                    if place_extra and place_extra in e.extras
+                    else NO_KEY
+                    for e in events
+                ),
+                np.uint64,
+                len(events),
+            ),
+            offset=np.asarray(offsets if offsets is not None else np.full(len(events), -1), np.int64),
+            kinds=tuple(kinds),
+        )
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64] | slice) -> EventBatch:
+        """The rows named by a mask, places or a slice, in that order."""
+        return EventBatch(
+            self.time[rows], self.user[rows], self.entity[rows], self.kind[rows], self.value[rows],
+            self.session[rows], self.place[rows], self.offset[rows], self.kinds,
+        )  # fmt: skip
+
+    def where(self, kinds: Sequence[str]) -> NDArray[np.bool_]:
+        """Mask [n] of the events whose kind is one of `kinds`."""
+        wanted = np.array([kind in kinds for kind in self.kinds] or [False])
+        return wanted[self.kind] if len(self) else np.zeros(0, np.bool_)

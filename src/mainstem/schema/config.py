@@ -1,0 +1,245 @@
+"""The configuration: `mainstem.yaml` as typed, validated models. An empty file works for purchases.
+
+Reading, error messages with line numbers and the commented template live in `config_file.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from mainstem.schema.time import parse_duration
+
+__all__ = [
+    "CanvasConfig",
+    "Config",
+    "EntityTypeConfig",
+    "EventConfig",
+    "FeatureConfig",
+    "HeadConfig",
+    "LogConfig",
+    "ModelConfig",
+    "ServeConfig",
+    "SourceConfig",
+    "StorageConfig",
+    "TrainConfig",
+]
+
+
+def _duration(text: str) -> str:
+    parse_duration(text)
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class EventConfig(_Section):
+    """What one kind of event means."""
+
+    owned: bool = False
+    """The user has the entity after it (a purchase, a rating): `new_only` leaves it out."""
+    interest: float = Field(default=1.0, ge=0.0)
+    """How much one event says about taste, relative to the others; 0 keeps it out of features and training."""
+
+
+class HeadConfig(_Section):
+    """One prediction of the ranking network."""
+
+    event: Name
+    """The kind of event that labels it."""
+    type: Literal["binary", "value"] = "binary"
+    """`binary`: does the event happen; `value`: how large its value is (watch seconds, amount)."""
+    window: Duration = "1d"
+    """How long after the slate an event still counts as its consequence."""
+    weight: float = Field(default=1.0, ge=0.0)
+    """Weight of this head's loss in training."""
+
+
+class EntityTypeConfig(_Section):
+    """What the catalogue knows of one type of entity."""
+
+    attributes: dict[str, Literal["category", "number", "text", "tags"]] = {}
+    """Attributes that the model, filters and features use. Others are kept and returned, not learned from."""
+    text: list[str] = []
+    """Attributes that are joined with the entity's own text for the content vector."""
+
+
+class FeatureConfig(_Section):
+    """State kept per user and per item. Every bound is a hard bound on memory."""
+
+    history: int = Field(default=100, ge=1, le=10_000)
+    """Events kept per user, newest first out of bound."""
+    items_per_user: int = Field(default=2048, ge=1)
+    """Entities counted per user; the least recently used leave first."""
+    half_lives: list[Duration] = ["7d", "30d", "90d"]
+    """Half-lives of the recency-weighted user x item counts."""
+    popularity_windows: list[Duration] = ["1d", "7d", "28d"]
+    """Windows of the item popularity counts; whole days, the longest at most 56 days."""
+    neighbours: int = Field(default=64, ge=1, le=512)
+    """Co-occurring items kept per item."""
+    cooccurrence_span: int = Field(default=16, ge=1, le=256)
+    """How many of the user's latest other items (within the session, where there are sessions) a new event pairs with."""
+    by: list[str] = []
+    """Item attributes whose values are counted per user too (category affinity), coarse to fine."""
+    place: str | None = None
+    """The event extra that says where it happened (a store, a country): popularity is also kept per place."""
+    expire: Duration = "400d"
+    """State of a user or an item not seen for this long, in event time, is dropped."""
+
+
+class SourceConfig(_Section):
+    """One source of candidates."""
+
+    limit: int = Field(default=100, ge=0, le=10_000)
+    """Candidates asked of it at most."""
+
+
+class CanvasConfig(_Section):
+    """One surface of the product, and its contract."""
+
+    entity_type: Name = "item"
+    limit: int = Field(default=20, ge=1, le=1000)
+    deadline: Duration = "200ms"
+    sources: dict[
+        Literal["two_tower", "content", "cooccurrence", "popular", "owned", "similar_users"], SourceConfig
+    ] = {}
+    """Candidates by source; a source that is not named here is not asked. Empty: the default mix."""
+    candidates: int = Field(default=500, ge=1, le=10_000)
+    """Candidates scored at most, taken in turn from the sources."""
+    order: dict[str, float] = {}
+    """Weight per head in the final score; empty: every head 1."""
+    diversity: dict[str, int] = {}
+    """At most so many entities per value of an attribute among the slate, as in {category: 3}."""
+    repeat: Literal["allow", "new_only"] = "allow"
+    """May what the user already had be shown? A request's `show.new_only` narrows it further."""
+    fallback: list[Literal["kept", "popular"]] = ["kept", "popular"]
+    """What answers when the deadline is missed, in this order."""
+
+
+class ModelConfig(_Section):
+    """Sizes of the networks."""
+
+    dim: int = Field(default=64, ge=4, le=1024)
+    """Width of the entity and user vectors of retrieval."""
+    hidden: list[int] = [128, 64]
+    """Hidden layers of the ranking network."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Of the retrieval softmax over normalised vectors."""
+
+
+class TrainConfig(_Section):
+    """How training reads the log."""
+
+    seed: int = 0
+    validation: Duration = "14d"
+    """The last stretch of the log is kept for validation and early stopping."""
+    retrieval_epochs: int = Field(default=2, ge=0)
+    retrieval_batch: int = Field(default=4096, ge=16)
+    retrieval_learning_rate: float = Field(default=0.05, gt=0)
+    ranking_span: Duration = "42d"
+    """Ranking examples are made from the requests of this long before the end."""
+    ranking_slates: int = Field(default=12_000, ge=1)
+    """At most so many of them, the latest first."""
+    ranking_epochs: int = Field(default=6, ge=1)
+    ranking_batch: int = Field(default=64, ge=1)
+    """Slates (groups of candidates) per step."""
+    ranking_learning_rate: float = Field(default=1e-3, gt=0)
+    negatives: int = Field(default=100, ge=1)
+    """Sampled negatives per slate."""
+    patience: int = Field(default=2, ge=1)
+    """Epochs without a better validation loss before training stops."""
+    threads: int | None = Field(default=None, ge=1)
+
+
+class LogConfig(_Section):
+    """The event log."""
+
+    skew: Duration = "10m"
+    """An event further ahead of its arrival than this is refused."""
+    seal_rows: int = Field(default=500_000, ge=1_000)
+    """A range of this many records is sealed and moves to Parquet history."""
+    keep_rows: int = Field(default=1_000_000, ge=1_000)
+    """Records that stay in SQLite although sealed."""
+
+
+class ServeConfig(_Section):
+    host: str = "127.0.0.1"
+    """Loopback unless told otherwise: there is no authentication yet."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    freshness_wait: Duration = "500ms"
+    """How long a request with `after` waits for the log to be followed so far."""
+    max_batch: int = Field(default=10_000, ge=1)
+    """Events accepted in one POST."""
+    served_sample: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Share of slates put on record."""
+
+
+class StorageConfig(_Section):
+    """Where things rest. `{data}` stands for the data directory."""
+
+    log: str = "sqlite:///{data}/log.sqlite"
+    history: str = "file:///{data}/history"
+    state: str = "lmdb:///{data}/state"
+    weights: str = "file:///{data}/weights"
+
+
+class Config(_Section):
+    """The whole of `mainstem.yaml`."""
+
+    version: Literal[1] = 1
+    name: str = "mainstem"
+    tenant: Name = "main"
+    data: str = "./mainstem-data"
+    """The data directory; relative to the file's own folder."""
+    storage: StorageConfig = StorageConfig()
+    events: dict[Name, EventConfig] = {
+        "purchase": EventConfig(owned=True, interest=1.0),
+        "rating": EventConfig(owned=True, interest=1.0),
+        "like": EventConfig(interest=1.0),
+        "click": EventConfig(interest=0.3),
+        "view": EventConfig(interest=0.1),
+        "watch": EventConfig(interest=1.0),
+        "impression": EventConfig(interest=0.0),
+    }
+    """Kinds of events. `alias` and `hide` are built in and need no entry."""
+    heads: dict[Name, HeadConfig] = {"purchase": HeadConfig(event="purchase")}
+    entities: dict[Name, EntityTypeConfig] = {"item": EntityTypeConfig()}
+    canvases: dict[Name, CanvasConfig] = {"home": CanvasConfig(), "similar": CanvasConfig()}
+    features: FeatureConfig = FeatureConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    log: LogConfig = LogConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        for name, head in self.heads.items():
+            if head.event not in self.events:
+                raise ValueError(f"heads.{name}.event: {head.event!r} is not among events: {', '.join(self.events)}")
+        for name, canvas in self.canvases.items():
+            if canvas.entity_type not in self.entities:
+                raise ValueError(
+                    f"canvases.{name}.entity_type: {canvas.entity_type!r} is not among entities: {', '.join(self.entities)}"
+                )
+            for head in canvas.order:
+                if head not in self.heads:
+                    raise ValueError(f"canvases.{name}.order: {head!r} is not among heads: {', '.join(self.heads)}")
+        for key in self.features.by:
+            if not any(key in kind.attributes for kind in self.entities.values()):
+                raise ValueError(f"features.by: {key!r} is not an attribute of any entity type")
+        return self
+
+    def owned_kinds(self) -> tuple[str, ...]:
+        """Kinds of events after which the user has the entity."""
+        return tuple(kind for kind, event in self.events.items() if event.owned)
+
+    def interest(self) -> dict[str, float]:
+        """Kinds that count as interest, with their weight; kinds that are not configured count nothing."""
+        return {kind: event.interest for kind, event in self.events.items() if event.interest > 0}
