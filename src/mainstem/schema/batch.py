@@ -85,6 +85,25 @@ class EventBatch:
             self.session[rows], self.place[rows], self.offset[rows], self.kinds,
         )  # fmt: skip
 
+    @classmethod
+    def concat(cls, parts: Sequence[EventBatch]) -> EventBatch:
+        """One after the other, kinds renumbered to one list."""
+        kinds = {kind: i for i, kind in enumerate(dict.fromkeys(kind for part in parts for kind in part.kinds))}
+        renamed = [np.array([kinds[kind] for kind in part.kinds] or [0], np.int16)[part.kind] for part in parts]
+        empty = cls.of([])
+        chosen = list(parts) or [empty]
+        return cls(
+            time=np.concatenate([part.time for part in chosen]),
+            user=np.concatenate([part.user for part in chosen]),
+            entity=np.concatenate([part.entity for part in chosen]),
+            kind=np.concatenate(renamed or [empty.kind]),
+            value=np.concatenate([part.value for part in chosen]),
+            session=np.concatenate([part.session for part in chosen]),
+            place=np.concatenate([part.place for part in chosen]),
+            offset=np.concatenate([part.offset for part in chosen]),
+            kinds=tuple(kinds),
+        )
+
     def where(self, kinds: Sequence[str]) -> NDArray[np.bool_]:
         """Mask [n] of the events whose kind is one of `kinds`."""
         wanted = np.array([kind in kinds for kind in self.kinds] or [False])

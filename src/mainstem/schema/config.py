@@ -5,6 +5,7 @@ Reading, error messages with line numbers and the commented template live in `co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -32,8 +33,15 @@ def _duration(text: str) -> str:
     return text
 
 
+def _unknown(where: str, name: str, section: str, known: Iterable[str]) -> str:
+    return f"{where}: {name!r} is not among {section}: {', '.join(known)}"
+
+
 Duration = Annotated[str, AfterValidator(_duration)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+
+
+SourceName = Literal["two_tower", "content", "cooccurrence", "popular", "popular_here", "popular_new", "owned"]
 
 
 class _Section(BaseModel):
@@ -85,7 +93,7 @@ class FeatureConfig(_Section):
     neighbours: int = Field(default=64, ge=1, le=512)
     """Co-occurring items kept per item."""
     cooccurrence_span: int = Field(default=16, ge=1, le=256)
-    """How many of the user's latest other items (within the session, where there are sessions) a new event pairs with."""
+    """With how many of the user's latest other items (of the session, where there are sessions) an event pairs."""
     by: list[str] = []
     """Item attributes whose values are counted per user too (category affinity), coarse to fine."""
     place: str | None = None
@@ -107,9 +115,7 @@ class CanvasConfig(_Section):
     entity_type: Name = "item"
     limit: int = Field(default=20, ge=1, le=1000)
     deadline: Duration = "200ms"
-    sources: dict[
-        Literal["two_tower", "content", "cooccurrence", "popular", "owned", "similar_users"], SourceConfig
-    ] = {}
+    sources: dict[SourceName, SourceConfig] = {}
     """Candidates by source; a source that is not named here is not asked. Empty: the default mix."""
     candidates: int = Field(default=500, ge=1, le=10_000)
     """Candidates scored at most, taken in turn from the sources."""
@@ -222,15 +228,14 @@ class Config(_Section):
     def _names_fit(self) -> Self:
         for name, head in self.heads.items():
             if head.event not in self.events:
-                raise ValueError(f"heads.{name}.event: {head.event!r} is not among events: {', '.join(self.events)}")
+                raise ValueError(_unknown(f"heads.{name}.event", head.event, "events", self.events))
         for name, canvas in self.canvases.items():
             if canvas.entity_type not in self.entities:
-                raise ValueError(
-                    f"canvases.{name}.entity_type: {canvas.entity_type!r} is not among entities: {', '.join(self.entities)}"
-                )
-            for head in canvas.order:
-                if head not in self.heads:
-                    raise ValueError(f"canvases.{name}.order: {head!r} is not among heads: {', '.join(self.heads)}")
+                where = f"canvases.{name}.entity_type"
+                raise ValueError(_unknown(where, canvas.entity_type, "entities", self.entities))
+            for ordered in canvas.order:
+                if ordered not in self.heads:
+                    raise ValueError(_unknown(f"canvases.{name}.order", ordered, "heads", self.heads))
         for key in self.features.by:
             if not any(key in kind.attributes for kind in self.entities.values()):
                 raise ValueError(f"features.by: {key!r} is not an attribute of any entity type")

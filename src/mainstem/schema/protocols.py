@@ -135,6 +135,10 @@ class Catalog(Protocol):
 
     def attributes(self, key: int) -> dict[str, Attribute]: ...
 
+    def text(self, key: int) -> str:
+        """The entity's own text and its configured text attributes, joined; "" where not known."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -194,8 +198,9 @@ class FeatureView(Protocol):
         """Entities the user has hidden."""
         ...
 
-    def popular(self, limit: int, window: int = 1, place: bool = False) -> Scored:
-        """Most popular of `features.popularity_windows[window]`; `place`: of the user's usual place."""
+    def popular(self, limit: int, window: int = 1, place: bool = False, fresh: bool = False) -> Scored:
+        """Most popular of `features.popularity_windows[window]`; `place`: of the user's usual place; `fresh`:
+        counting only each user's first event with an entity, which is what people newly take up."""
         ...
 
     def neighbours(self, entities: Keys, weights: Floats, limit: int) -> Scored:
@@ -215,6 +220,8 @@ class FeatureStore(Protocol):
     """All features with their state. One writer, many readers (threads; processes where the URL allows it)."""
 
     names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    """What `History.kind` indexes."""
     fingerprint: str
 
     def write(self, events: EventBatch, position: Position) -> None:
@@ -258,6 +265,10 @@ class VectorIndex(Protocol):
 
     def search(self, query: Floats, limit: int, allowed: Callable[[Keys], NDArray[np.bool_]] | None = None) -> Scored:
         """The best `limit` for query [d]; `allowed` maps keys [m] to a mask [m]."""
+        ...
+
+    def vectors(self, keys: Keys) -> Floats:
+        """The stored vectors [n, d]; zeros where a key is not in it."""
         ...
 
     def __len__(self) -> int: ...

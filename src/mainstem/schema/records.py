@@ -98,10 +98,10 @@ class EntityPatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     entity_type: str = "item"
     attributes: dict[str, Attribute] = {}
     text: str | msgspec.UnsetType = msgspec.UNSET
-    group: str | None | msgspec.UnsetType = msgspec.UNSET
-    available_from: int | None | msgspec.UnsetType = msgspec.UNSET
-    available_until: int | None | msgspec.UnsetType = msgspec.UNSET
-    stock: float | None | msgspec.UnsetType = msgspec.UNSET
+    group: str | msgspec.UnsetType | None = msgspec.UNSET
+    available_from: int | msgspec.UnsetType | None = msgspec.UNSET
+    available_until: int | msgspec.UnsetType | None = msgspec.UNSET
+    stock: float | msgspec.UnsetType | None = msgspec.UNSET
     received_at: int = 0
     tenant: str = DEFAULT_TENANT
     v: int = 1
@@ -244,7 +244,7 @@ LogRecord = Event | Entity | EntityPatch | EntityDelete | Erase | Served
 RecordTag = Literal["event", "entity", "patch", "delete", "erase", "served"]
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(LogRecord)
+_decoder: msgspec.msgpack.Decoder[LogRecord] = msgspec.msgpack.Decoder(LogRecord)
 
 
 def encode_record(record: LogRecord) -> bytes:

@@ -1,0 +1,34 @@
+"""The catalogue: entities by key, with attributes, text and availability; a view of the log (law 1).
+
+`memory.py` is the columnar view that every read uses and the oracle of the others; `lmdb.py` keeps
+the same entities on disk; `revisions.py` says which of two records about one entity wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mainstem.catalog.memory import MemoryCatalog
+from mainstem.schema.config import EntityTypeConfig
+from mainstem.schema.errors import ConfigError
+
+__all__ = ["MemoryCatalog", "open"]
+
+
+def open(url: str, *, entities: Mapping[str, EntityTypeConfig], readonly: bool = False) -> MemoryCatalog:
+    """The catalogue at `url`: `memory://`, or `lmdb:///absolute/folder` (`lmdb://folder` is relative).
+
+    `entities` says which attributes are columns; changing it needs no rebuild, columns are made at
+    opening. `readonly` opens a durable catalogue beside the one process that writes it; call
+    `refresh()` to catch up. Raises ConfigError for another scheme, StoreError for a damaged store.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme == "memory":
+        return MemoryCatalog(entities)
+    if scheme == "lmdb" and rest:
+        from mainstem.catalog.lmdb import LmdbCatalog
+
+        folder = Path("/" + rest.lstrip("/")) if rest.startswith("/") else Path(rest)
+        return LmdbCatalog(folder, entities, readonly=readonly)
+    raise ConfigError(f"{url!r} is not a catalogue; allowed: memory://, lmdb:///folder")

@@ -1,0 +1,268 @@
+"""One command per line, each a call into a mover or the surface."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from mainstem import __version__
+from mainstem.schema.errors import MainstemError
+
+if TYPE_CHECKING:
+    from mainstem.loop import Loop
+    from mainstem.schema.config import Config
+
+__all__ = ["app", "main"]
+
+app = App(
+    name="mainstem",
+    version=__version__,
+    help="""Real-time search and recommendation: one log, one model, every canvas.
+
+A first tour:
+
+  mainstem demo                       the whole loop on a year of real purchases
+  mainstem init                       write a commented mainstem.yaml
+  mainstem ingest purchases.csv       put your own events into the log
+  mainstem train                      learn from the log
+  mainstem serve                      answer over HTTP: http://127.0.0.1:8080/docs
+""",
+)
+datasets_app = App(name="datasets", help="Public data sets: list them, get them, put them into the log.")
+config_app = App(name="config", help="Check mainstem.yaml, or print its JSON Schema for your editor.")
+app.command(datasets_app)
+app.command(config_app)
+
+ConfigFile = Annotated[Path, Parameter(name=["--config", "-c"], help="The configuration; defaults apply without one.")]
+DEFAULT = Path("mainstem.yaml")
+err = Console(stderr=True)
+
+
+@app.command
+def init(path: Path = DEFAULT, *, force: bool = False) -> None:
+    """Write a commented configuration to start from."""
+    from mainstem.schema.config_file import template
+
+    if path.exists() and not force:
+        raise MainstemError(f"{path} is there already; --force overwrites it")
+    path.write_text(template())
+    print(f"wrote {path}; every line in it is a default, so delete what you do not change")
+
+
+@app.command
+def ingest(
+    file: Path,
+    *,
+    map: Annotated[list[str] | None, Parameter(help="FIELD=COLUMN, e.g. --map user=household_id; repeatable")] = None,
+    kind: Annotated[str | None, Parameter(help="kind of all events, where no column says it")] = None,
+    rejects: Annotated[Path | None, Parameter(help="where bad rows go; FILE.rejects.jsonl by default")] = None,
+    config: ConfigFile = DEFAULT,
+) -> None:
+    """Put the events of a Parquet, CSV or JSONL file into the log.
+
+    A bad row is set aside with its reason and the rest goes in. Running it again adds nothing twice.
+    """
+    from mainstem.datasets.files import ingest_file
+
+    mapping = dict(pair.split("=", 1) for pair in map or [] if "=" in pair)
+    if len(mapping) != len(map or []):
+        raise MainstemError("--map wants FIELD=COLUMN, as in --map user=household_id")
+    set_aside = rejects or file.with_name(file.name + ".rejects.jsonl")
+    with _loop(config) as loop, _progress() as show:
+        report = ingest_file(
+            file, loop.append, mapping=mapping, kind=kind, rejects=set_aside,
+            progress=lambda done, total: show("events", done, total),
+        )  # fmt: skip
+        loop.catch_up(show)
+    print(f"{report.accepted:,} events in, {report.duplicates:,} known before, {report.rejected:,} set aside")
+    if report.rejected:
+        print(f"rows set aside, with reasons: {set_aside}")
+
+
+@app.command
+def train(*, config: ConfigFile = DEFAULT, json_: Annotated[bool, Parameter(name="--json")] = False) -> None:
+    """Learn from the log and publish a snapshot; a server that runs takes it into use by itself."""
+    with _loop(config) as loop, _progress() as show:
+        loop.catch_up(show)
+        report = loop.train(show)
+    if json_:
+        print(json.dumps({"version": report.version, "metrics": report.metrics, "seconds": report.seconds}))
+        return
+    print(f"published {report.version}")
+    for name, figure in {**report.metrics, **{f"seconds {k}": v for k, v in report.seconds.items()}}.items():
+        print(f"  {name:<28} {figure:.4g}")
+
+
+@app.command
+def serve(
+    *,
+    config: ConfigFile = DEFAULT,
+    host: str | None = None,
+    port: int | None = None,
+    log_level: str = "info",
+) -> None:
+    """Answer over HTTP. Binds to loopback unless told otherwise: there is no authentication."""
+    from mainstem.serve import run
+
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with _loop(config, follow=True) as loop:
+        settings = loop.config.serve
+        run(loop, host or settings.host, settings.port if port is None else port)
+
+
+@app.command
+def backfill(*, config: ConfigFile = DEFAULT) -> None:
+    """Rebuild feature state, catalogue and indexes from the log, beside the old ones, then switch."""
+    from mainstem.assemble import backfill as rebuild
+
+    with _progress() as show:
+        count = rebuild(_config(config), config.parent, lambda done, total: show("backfill", done, total))
+    print(f"rebuilt from {count:,} records of the log")
+
+
+@app.command
+def evaluate(
+    *,
+    days: Annotated[float, Parameter(help="the stretch at the end of the log that is replayed")] = 7,
+    most: Annotated[int, Parameter(help="requests at most, evenly sampled")] = 1000,
+    config: ConfigFile = DEFAULT,
+    report: Annotated[Path | None, Parameter(help="write an HTML report with plots")] = None,
+    json_: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Replay the end of the log against the model in use and the baselines: table, JSON, plot.
+
+    The model must not have learned from what it is asked: train with `train.holdout` at least as long.
+    """
+    from mainstem.evaluation import evaluate_log
+
+    with _loop(config) as loop, _progress() as show:
+        loop.catch_up(show)
+        summary = evaluate_log(loop, days, most, show)
+    if report:
+        summary.write_html(report)
+    print(json.dumps(summary.figures()) if json_ else summary.table())
+
+
+@app.command
+def demo(
+    *,
+    dataset: Annotated[str, Parameter(help="completejourney, ml-latest-small, ml-100k, ...")] = "completejourney",
+    quick: Annotated[bool, Parameter(help="a tenth of the households: two minutes instead of ten")] = False,
+    exit: Annotated[bool, Parameter(help="end after the replay instead of leaving the server running")] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="print one line of JSON at the end")] = False,
+    data: Annotated[Path | None, Parameter(help="where the demo keeps its log, state and weights")] = None,
+    port: Annotated[int, Parameter(help="0 picks a free one")] = 8080,
+    fresh: Annotated[bool, Parameter(help="start over instead of going on where the last run stopped")] = False,
+) -> None:
+    """The whole loop on real data: load, train, serve, replay the last weeks as live traffic, compare."""
+    from mainstem.demo import Demo
+
+    folder = data or Path("demo-data") / (dataset + ("-quick" if quick else ""))
+    outcome = Demo(dataset, folder, quick=quick, port=port, fresh=fresh).run(stay=not exit)
+    if json_:
+        print(json.dumps(outcome))
+
+
+@datasets_app.command(name="list")
+def datasets_list() -> None:
+    """The data sets, where they are, and under which licence."""
+    from rich.table import Table
+
+    from mainstem import datasets
+
+    table = Table("name", "what it is", "here", "licence")
+    for name in datasets.names():
+        known = datasets.get(name)
+        table.add_row(name, known.title, "yes" if known.find() else "no", known.licence)
+    Console().print(table)
+
+
+@datasets_app.command(name="get")
+def datasets_get(name: str) -> None:
+    """Download a data set from its public address, check it, and print its licence notice."""
+    from mainstem import datasets
+
+    with _progress() as show:
+        folder = datasets.download(datasets.get(name), lambda done, total: show(name, done, total))
+    print(f"{name} is in {folder}\n\n{datasets.get(name).licence}")
+
+
+@datasets_app.command(name="ingest")
+def datasets_ingest(name: str, *, config: ConfigFile = DEFAULT) -> None:
+    """Put a data set's catalogue and events into the log. Running it again adds nothing twice."""
+    from mainstem import datasets
+
+    with _loop(config) as loop, _progress() as show:
+        count = datasets.ingest(datasets.get(name), loop.append, lambda done, total: show(name, done, total))
+        loop.catch_up(show)
+    print(f"{count:,} records of {name} are in the log")
+
+
+@config_app.command(name="check")
+def config_check(path: Path = DEFAULT) -> None:
+    """Read a configuration and say what is wrong with it, line by line."""
+    from mainstem.schema.config_file import load
+
+    loaded = load(path)
+    print(f"{path}: fine; canvases: {', '.join(loaded.canvases)}; heads: {', '.join(loaded.heads)}")
+
+
+@config_app.command(name="schema")
+def config_schema() -> None:
+    """Print the JSON Schema of mainstem.yaml, for editors that complete and check as you type."""
+    from mainstem.schema.config_file import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+# ---- what the commands share ---------------------------------------------------------------------
+
+
+def _config(path: Path) -> Config:
+    from mainstem.schema.config_file import load
+
+    if path != DEFAULT and not path.exists():
+        raise MainstemError(f"there is no {path}; `mainstem init {path}` writes one")
+    return load(path)
+
+
+def _loop(path: Path, follow: bool = False) -> Loop:
+    from mainstem.loop import Loop
+
+    return Loop(_config(path), path.parent, follow=follow)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar per stage on stderr: call it with (stage, done, total)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=min(done, total), total=total)
+
+        yield show
+
+
+def main() -> None:
+    """The `mainstem` command: errors raised on purpose are one message and exit status 1."""
+    try:
+        app()
+    except MainstemError as error:
+        err.print(f"[bold red]mainstem:[/] {error}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

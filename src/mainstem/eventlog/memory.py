@@ -1,0 +1,99 @@
+"""The plain log: one list in memory, gone with the process. It is the oracle of every other log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from threading import Condition
+
+from mainstem.eventlog.admission import admit
+from mainstem.schema.config import LogConfig
+from mainstem.schema.errors import LogError
+from mainstem.schema.position import START, Position
+from mainstem.schema.protocols import Appended, LogBatch
+from mainstem.schema.records import LogRecord, record_id
+from mainstem.schema.time import now_ms, parse_duration
+
+__all__ = ["MemoryLog"]
+
+
+class MemoryLog:
+    """`Log` without durability. Nothing is ever sealed, dropped or forgotten."""
+
+    def __init__(self, config: LogConfig) -> None:
+        self._skew = parse_duration(config.skew)
+        self._records: list[LogRecord] = []
+        self._known: set[tuple[str, str]] = set()
+        self._followers: dict[str, Position] = {}
+        self._changed = Condition()
+        self._closed = False
+
+    def append(self, records: Sequence[LogRecord]) -> Appended:
+        admitted = admit(records, now_ms(), self._skew)
+        with self._changed:
+            self._check_open()
+            before = len(self._records)
+            for record in admitted.records:
+                key = (record.tenant, record_id(record))
+                if key not in self._known:
+                    self._known.add(key)
+                    self._records.append(record)
+            self._changed.notify_all()
+            accepted = len(self._records) - before
+            return Appended(Position.at(len(self._records)), accepted, len(records) - accepted)
+
+    def read(self, start: Position, limit: int = 10_000) -> LogBatch:
+        with self._changed:
+            self._check_open()
+            at, end = start.offset(), len(self._records)
+            if at > end:
+                raise LogError(f"position {start} lies after the end of the log, {Position.at(end)}")
+            records = self._records[at : at + max(0, limit)]
+            upto = at + len(records)
+            return LogBatch(records, list(range(at, upto)), Position.at(upto))
+
+    def end(self) -> Position:
+        with self._changed:
+            self._check_open()
+            return Position.at(len(self._records))
+
+    def wait(self, seen: Position, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while len(self._records) <= seen.offset():
+                left = deadline - time.monotonic()
+                if left <= 0 or self._closed:
+                    return False
+                self._changed.wait(left)
+            return True
+
+    def follow(self, name: str) -> Position:
+        with self._changed:
+            self._check_open()
+            return self._followers.setdefault(name, START)
+
+    def note(self, name: str, position: Position) -> None:
+        with self._changed:
+            self._check_open()
+            self._followers[name] = position
+
+    def unfollow(self, name: str) -> None:
+        """Forget the follower `name`; it holds nothing back any more."""
+        with self._changed:
+            self._check_open()
+            self._followers.pop(name, None)
+
+    def followers(self) -> dict[str, Position]:
+        """Every follower's noted position, by name."""
+        with self._changed:
+            self._check_open()
+            return dict(self._followers)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LogError("the log is closed")

@@ -1,0 +1,123 @@
+"""The whole circle in one process. Start reading here.
+
+Event, Entity, Erase --> log --join--> Example --train--> Snapshot --> weights
+                          |                                               |
+                          +------follow (state, catalogue, index)---------+
+                                            |
+Served --> log <--serve-- Slate <--rank (retrieve, filter, score, order)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from mainstem.assemble import Parts, assemble, examples_of
+from mainstem.schema.config import Config
+from mainstem.schema.errors import InvalidRecord
+from mainstem.schema.ids import key64
+from mainstem.schema.position import Position
+from mainstem.schema.protocols import Appended
+from mainstem.schema.records import Degraded, Entity, LogRecord, Slate, SlateRequest
+from mainstem.schema.time import parse_duration
+from mainstem.train import TrainingReport
+
+__all__ = ["Loop"]
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A progress callback that shows nothing."""
+
+
+class Loop:
+    """One log, one model, and everything between them, wired by `assemble`.
+
+    With `follow` (serving), followers and the model keeper run in threads; without it, `catch_up` is yours to call.
+    """
+
+    def __init__(self, config: Config, base: Path = Path(), *, follow: bool = False) -> None:
+        self.config = config
+        self.parts: Parts = assemble(config, base)
+        self.following = follow
+        self.parts.keeper.refresh()
+        if follow:
+            self.parts.follower.start()
+            self.parts.keeper.start()
+
+    # ---- event -> log ----------------------------------------------------------------------------
+
+    def append(self, records: Sequence[LogRecord]) -> Appended:
+        """Put records into the log: durable on return. All or nothing; known ids are counted, not repeated."""
+        return self.parts.log.append(records)
+
+    # ---- log -> state, catalogue, index ------------------------------------------------------------
+
+    def catch_up(self, progress: Progress = silent) -> None:
+        """Let state, catalogue and indexes reflect everything that is in the log now."""
+        self.parts.follower.catch_up(lambda done, total: progress("features", done, total))
+
+    # ---- log -> example -> weights -----------------------------------------------------------------
+
+    def train(self, progress: Progress = silent) -> TrainingReport:
+        """Learn from the log, publish a snapshot, take it into use."""
+        report = self.parts.trainer.run(examples_of(self.parts, progress), progress)
+        self.parts.keeper.refresh()
+        return report
+
+    # ---- request -> slate -> served -> log -----------------------------------------------------------
+
+    def slate(self, request: SlateRequest) -> Slate:
+        """Answer a request. Raises InvalidRecord for one that breaks the contract; otherwise there is an answer."""
+        late = self._fresh_enough(request)
+        answer = self.parts.pipeline.answer(request)
+        if late:
+            answer.slate.degraded.append(late)
+        self.parts.recorder.record(request, answer.slate, answer.inputs, answer.values)
+        return answer.slate
+
+    def _fresh_enough(self, request: SlateRequest) -> Degraded | None:
+        """Read your writes (law 3): wait until the state reflects `request.after`."""
+        if request.after is None:
+            return None
+        after = Position.parse(request.after, "after")
+        if not after <= self.parts.log.end():
+            raise InvalidRecord("after", "lies behind the end of this log: pass a position that this server returned")
+        if not self.following:
+            self.catch_up()
+        if self.parts.follower.wait_for(after, parse_duration(self.config.serve.freshness_wait) / 1000):
+            return None
+        return Degraded(stage="freshness", what="after", why=f"the state reflects the log only up to {self.position}")
+
+    # ---- what the surface asks ---------------------------------------------------------------------
+
+    @property
+    def position(self) -> Position:
+        return self.parts.follower.position
+
+    def end(self) -> Position:
+        return self.parts.log.end()
+
+    def entity(self, entity_type: str, entity: str) -> Entity | None:
+        return self.parts.catalog.entity(key64(entity_type, entity, self.config.tenant))
+
+    def ready(self) -> tuple[bool, dict[str, object]]:
+        """Whether traffic is welcome: the follower is alive and close behind. A missing model only degrades."""
+        failure, lag = self.parts.follower.failure, self.parts.follower.lag()
+        state = "failed: " + str(failure) if failure else "ok" if lag < 10_000 else f"{lag} records behind"
+        details: dict[str, object] = {"state": state, "model": self.parts.keeper.version or "none yet"}
+        return state == "ok", details | ({"refused": self.parts.keeper.refused} if self.parts.keeper.refused else {})
+
+    def lag(self) -> dict[str, float]:
+        return {self.parts.follower.name: float(self.parts.follower.lag())}
+
+    def close(self) -> None:
+        self.parts.close()
+
+    def __enter__(self) -> Loop:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

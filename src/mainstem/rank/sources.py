@@ -1,0 +1,159 @@
+"""Where candidates come from. Each source answers (question, view) with at most `limit` scored keys.
+
+A source that reads the view runs in the request's own thread (views are not shared between threads);
+one that only searches an index (`concurrent`) runs beside it: the searches release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mainstem.rank.question import Question
+from mainstem.rank.score import ModelVersion
+from mainstem.schema.ids import Keys
+from mainstem.schema.protocols import Catalog, FeatureView, Floats, Scored, VectorIndex
+from mainstem.schema.time import DAY
+
+__all__ = ["Allowed", "Content", "Cooccurrence", "Owned", "Popular", "Search", "Source", "TwoTower"]
+
+Allowed = Callable[[Keys], NDArray[np.bool_]]
+Search = Callable[[], Scored]
+
+# How many of the user's latest entities speak for what they want now.
+RECENT = 20
+
+
+class Source(Protocol):
+    """One source of candidates."""
+
+    name: str
+
+    def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
+        """Read what is needed from the view and return the search itself.
+
+        The search must not touch the view if `concurrent` is true. Raises NotReady.
+        """
+        ...
+
+    concurrent: bool
+
+
+def _permitted(found: Scored, allowed: Allowed, limit: int) -> Scored:
+    rows = np.flatnonzero(allowed(found.keys))[:limit]
+    return Scored(found.keys[rows], found.scores[rows])
+
+
+def recent(view: FeatureView) -> tuple[Keys, Floats]:
+    """The user's latest distinct entities, newest first, with weights 1/sqrt(rank): keys [m], weights [m]."""
+    newest_first = view.history().entity[::-1]
+    _, first = np.unique(newest_first, return_index=True)
+    keys = newest_first[np.sort(first)][:RECENT]
+    return keys, (1.0 / np.sqrt(1.0 + np.arange(len(keys)))).astype(np.float32)
+
+
+class Popular:
+    """What sells lately: `window` indexes `features.popularity_windows`; `here`: in the user's usual place;
+    `fresh`: what people newly take up."""
+
+    concurrent = False
+
+    def __init__(self, name: str, window: int, here: bool = False, fresh: bool = False) -> None:
+        self.name, self.window, self.here, self.fresh = name, window, here, fresh
+
+    def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
+        def search() -> Scored:
+            found = view.popular(limit, self.window, self.here, self.fresh)
+            kept = _permitted(found, allowed, limit)
+            # Widen until the filter leaves enough or there is no more: a heavy user owns much that is popular.
+            asked = limit
+            while len(kept) < limit and len(found) == asked and asked < 64 * limit:
+                asked *= 4
+                found = view.popular(asked, self.window, self.here, self.fresh)
+                kept = _permitted(found, allowed, limit)
+            return kept
+
+        return search
+
+
+class Owned:
+    """What the user had before, by recency-weighted counts (half-life 60 days)."""
+
+    name = "owned"
+    concurrent = False
+    half_life = 60 * DAY
+
+    def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
+        def search() -> Scored:
+            if question.new_only:
+                return Scored.none()
+            counts = view.counts()
+            age = np.maximum(question.time - counts.last, 0)
+            scores = (counts.count * np.exp2(-age / self.half_life)).astype(np.float32)
+            best = np.argsort(-scores, kind="stable")
+            return _permitted(Scored(counts.keys[best], scores[best]), allowed, limit)
+
+        return search
+
+
+class Cooccurrence:
+    """Neighbours in the co-occurrence graph of the source entities, or of the user's latest ones."""
+
+    name = "cooccurrence"
+    concurrent = False
+
+    def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
+        def search() -> Scored:
+            if len(question.sources):
+                keys, weights = question.sources, np.ones(len(question.sources), np.float32)
+            else:
+                keys, weights = recent(view)
+            return _permitted(view.neighbours(keys, weights, 2 * limit), allowed, limit)
+
+        return search
+
+
+class TwoTower:
+    """Nearest entity vectors to the user's vector (or to the source entities') in the model's index."""
+
+    name = "two_tower"
+    concurrent = True
+
+    def __init__(self, current: Callable[[], ModelVersion]) -> None:
+        self.current = current
+
+    def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
+        model = self.current()
+        if len(question.sources):
+            query = model.index.vectors(question.sources).mean(axis=0)
+        else:
+            query = model.user_vector(question.context, view, question.tenant)
+        if not query.any():
+            return Scored.none
+        return lambda: model.index.search(query, limit, allowed)
+
+
+class Content:
+    """Nearest texts to the query, the source entities, or the user's latest entities: works from an
+    entity's first second, before anybody has touched it."""
+
+    name = "content"
+    concurrent = True
+
+    def __init__(self, index: VectorIndex, encode: Callable[[list[str]], Floats], catalog: Catalog) -> None:
+        self.index, self.encode, self.catalog = index, encode, catalog
+
+    def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
+        if question.context.query:
+            query = self.encode([question.context.query])[0]
+        elif len(question.sources):
+            query = self.index.vectors(question.sources).mean(axis=0)
+        else:
+            keys, weights = recent(view)
+            query = weights @ self.index.vectors(keys) if len(keys) else np.zeros(0, np.float32)
+        if not query.any():
+            return Scored.none
+        return lambda: self.index.search(query, limit, allowed)

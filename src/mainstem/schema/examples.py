@@ -1,0 +1,71 @@
+"""Examples as columns: what the join makes and training eats. Groups of candidates that stood for one request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mainstem.schema.ids import Keys
+from mainstem.schema.protocols import Floats
+
+__all__ = ["Examples"]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """g groups, n candidates in all; candidates of group i are rows offsets[i]:offsets[i+1].
+
+    inputs   float32 [n, f]  what the ranking network eats, as of the request (law 4)
+    labels   float32 [n, h]  per head; NaN where it is not known (a value head without an event, a pending window)
+    negative_rate float32 [n]  share of its group's negatives that were kept, the same for all rows of a group:
+                             the log-odds correction of losses.binary
+    weight   float32 [n]
+    keys     uint64  [n]
+    offsets  int64   [g + 1]
+    time     int64   [g]     of the request, ms
+    user     uint64  [g]
+    """
+
+    inputs: Floats
+    labels: Floats
+    negative_rate: Floats
+    weight: Floats
+    keys: Keys
+    offsets: NDArray[np.int64]
+    time: NDArray[np.int64]
+    user: Keys
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Examples]) -> Examples:
+        """One after the other. Needs at least one part."""
+        sizes = np.concatenate([np.diff(part.offsets) for part in parts])
+        return cls(
+            inputs=np.concatenate([part.inputs for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+            negative_rate=np.concatenate([part.negative_rate for part in parts]),
+            weight=np.concatenate([part.weight for part in parts]),
+            keys=np.concatenate([part.keys for part in parts]),
+            offsets=np.concatenate([[0], np.cumsum(sizes)]),
+            time=np.concatenate([part.time for part in parts]),
+            user=np.concatenate([part.user for part in parts]),
+        )
+
+    def groups(self, which: NDArray[np.int64]) -> Examples:
+        """The groups at these places, in this order."""
+        sizes = np.diff(self.offsets)[which]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][which] - offsets[:-1], sizes)
+        return Examples(
+            self.inputs[rows], self.labels[rows], self.negative_rate[rows], self.weight[rows], self.keys[rows],
+            offsets, self.time[which], self.user[which],
+        )  # fmt: skip
+
+    def segment(self) -> NDArray[np.int64]:
+        """Group of each row: int64 [n]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))

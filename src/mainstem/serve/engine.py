@@ -1,0 +1,43 @@
+"""What serving needs of the rest of the system. `assemble.py` builds one; tests bring their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from mainstem.schema.config import Config
+from mainstem.schema.position import Position
+from mainstem.schema.protocols import Appended
+from mainstem.schema.records import Entity, LogRecord, Slate, SlateRequest
+
+__all__ = ["Engine"]
+
+
+class Engine(Protocol):
+    """The system behind the edge. Every method may be called from many threads at once, and may block."""
+
+    config: Config
+
+    def append(self, records: Sequence[LogRecord]) -> Appended:
+        """All or nothing, durable on return; concurrent calls share one commit. Raises InvalidRecord, StoreError."""
+        ...
+
+    def slate(self, request: SlateRequest) -> Slate:
+        """An answer, also for users and items nobody knows. Raises InvalidRecord on nonsense."""
+        ...
+
+    def entity(self, entity_type: str, entity: str) -> Entity | None:
+        """What the catalogue knows; None where it knows nothing."""
+        ...
+
+    def ready(self) -> tuple[bool, dict[str, object]]:
+        """Whether to send traffic here, and per part (followers, model, index) how it stands."""
+        ...
+
+    def lag(self) -> dict[str, float]:
+        """How far each follower is behind the log; the unit ends the name, as in `state_records`, `state_seconds`."""
+        ...
+
+    def end(self) -> Position:
+        """The position after the newest durable record."""
+        ...

@@ -1,0 +1,166 @@
+"""Trains the two towers on the log's positives: (user's history before the session, entity taken)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mainstem.models.losses import log_inclusion, sampled_softmax
+from mainstem.schema.batch import EventBatch
+from mainstem.schema.config import ModelConfig, TrainConfig
+from mainstem.schema.ids import Keys
+from mainstem.schema.protocols import Floats
+from mainstem.train.towers import CHANNELS, HISTORY, Towers
+
+__all__ = ["Positives", "RetrievalTrainer"]
+
+# Evenly drawn negatives beside those of the batch: they reach the entities that nobody takes.
+UNIFORM = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Positives:
+    """All events of interest, sorted by user and time; an event's history is what lies before its session.
+
+    user uint64 [n], entity uint64 [n], time int64 [n], interest float32 [n]; `begin` int64 [n] the place
+    where the user's events begin, `session` int64 [n] the place where the event's session begins.
+    """
+
+    user: Keys
+    entity: Keys
+    time: NDArray[np.int64]
+    interest: Floats
+    begin: NDArray[np.int64]
+    session: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        events: EventBatch,
+        interest: Mapping[str, float],
+        session_starts: Callable[[EventBatch, NDArray[np.int64]], NDArray[np.bool_]],
+    ) -> Positives:
+        """`session_starts(events, order)` is the join's definition of where sessions begin."""
+        weight = np.array([interest.get(kind, 0.0) for kind in events.kinds] or [0.0], np.float32)
+        events = events.take((weight[events.kind] > 0) & (events.entity != 0))
+        order = np.lexsort((np.arange(len(events)), events.time, events.user))
+        user = events.user[order]
+        places = np.arange(len(order))
+        new_user = np.ones(len(order), np.bool_)
+        new_user[1:] = user[1:] != user[:-1]
+        starts = session_starts(events, order)
+        return cls(
+            user=user,
+            entity=events.entity[order],
+            time=events.time[order],
+            interest=weight[events.kind[order]],
+            begin=np.maximum.accumulate(np.where(new_user, places, 0)),
+            session=np.maximum.accumulate(np.where(starts, places, 0)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+class RetrievalTrainer:
+    """One pass over positives at a time; the table learns by row-wise Adagrad, the towers by Adam."""
+
+    def __init__(self, towers: Towers, positives: Positives, model: ModelConfig, train: TrainConfig) -> None:
+        self.towers, self.positives, self.model, self.train = towers, positives, model, train
+        self.adam = torch.optim.Adam(towers.module.parameters(), lr=1e-3)
+        # Distinct entities, the place of each positive's among them, and each one's part of all positives.
+        self.entities, self.place, count = np.unique(positives.entity, return_inverse=True, return_counts=True)
+        self.share = (count / max(len(positives), 1)).astype(np.float32)
+
+    def epoch(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[float]:
+        """One pass over these positives in random order; yields each step's loss."""
+        size = self.train.retrieval_batch
+        order = rng.permutation(rows)
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            if len(batch) > 1:
+                yield self.step(batch, rng)
+
+    def step(self, rows: NDArray[np.int64], rng: np.random.Generator) -> float:
+        """One optimizer step on positives `rows` [b]; the loss. One look-up for all roles (law 7)."""
+        data, towers = self.positives, self.towers
+        towers.module.train()
+        draws = min(UNIFORM, len(self.entities))
+        uniform = rng.integers(0, len(self.entities), draws)
+        drawn = np.unique(np.concatenate([self.place[rows], uniform]))
+        candidates = self.entities[drawn]
+        places, offsets, weights = self.histories(rows)
+        gathered = towers.lookup.gather(
+            {
+                "user": data.user[rows],
+                "history": data.entity[places],
+                "candidate": towers.entity_keys(candidates).ravel(),
+            }
+        )
+        users = towers.module.user(
+            gathered.rows,
+            gathered.places["user"],
+            gathered.places["history"],
+            torch.from_numpy(offsets),
+            torch.from_numpy(weights),
+        )
+        log_q = log_inclusion(torch.from_numpy(self.share[drawn]), len(rows) - 1, draws, len(self.entities))
+        loss = sampled_softmax(
+            users,
+            towers.entity_batch(gathered, "candidate", len(candidates)),
+            torch.from_numpy(candidates.view(np.int64)),
+            log_q,
+            self.model.temperature,
+            targets=torch.from_numpy(np.searchsorted(drawn, self.place[rows])),
+            weights=torch.from_numpy(data.interest[rows]),
+        )
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.adam.step()
+        towers.lookup.apply_gradients(self.train.retrieval_learning_rate)
+        return float(loss.detach())
+
+    def histories(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+        """The latest HISTORY events before each positive's session, jagged.
+
+        places int64 [t], offsets int64 [b + 1], weights float32 [t, channels].
+        """
+        data = self.positives
+        end = data.session[rows]
+        begin = np.maximum(data.begin[rows], end - HISTORY)
+        sizes = end - begin
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        places = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], sizes)
+        age = np.repeat(data.time[rows], sizes) - data.time[places]
+        if not len(places):
+            return places, offsets, np.zeros((0, len(CHANNELS)), np.float32)
+        return places, offsets, self.towers.history_weights(age, data.interest[places])
+
+    @torch.no_grad()
+    def recall(self, rows: NDArray[np.int64], k: int = 100, chunk: int = 512) -> float:
+        """Share of positives `rows` that are among the k nearest of all entities: full ranking."""
+        towers, data = self.towers, self.positives
+        towers.module.eval()
+        vectors = torch.from_numpy(towers.entity_vectors(self.entities))
+        hits = 0
+        for start in range(0, len(rows), chunk):
+            some = rows[start : start + chunk]
+            places, offsets, weights = self.histories(some)
+            gathered = towers.lookup.gather(
+                {"user": data.user[some], "history": data.entity[places]}, create=False, gradient=False
+            )
+            users = towers.module.user(
+                gathered.rows,
+                gathered.places["user"],
+                gathered.places["history"],
+                torch.from_numpy(offsets),
+                torch.from_numpy(weights),
+            )
+            best = (users @ vectors.T).topk(min(k, len(self.entities)), dim=1).indices.numpy()
+            target = np.searchsorted(self.entities, data.entity[some])
+            hits += int((best == target[:, None]).any(axis=1).sum())
+        return hits / max(len(rows), 1)

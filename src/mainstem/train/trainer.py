@@ -1,0 +1,225 @@
+"""One training run: towers on the past, examples replayed from what came after, ranking network, snapshot.
+
+    log:   |---- towers learn here ----|---- ranking examples ----|-- validation --| end
+                                        then the towers go on to the end
+
+The towers score the ranking examples, so they must not have learned from them: a vector that has seen
+the answer would teach the network to trust it too much. Checkpoints (line `LINE-training`) let a killed
+run go on after its last finished epoch of the towers; replay and ranking are short and start over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mainstem.models import Head, Ranker, RankerConfig, TwoTower, TwoTowerConfig
+from mainstem.schema.batch import EventBatch
+from mainstem.schema.config import Config
+from mainstem.schema.errors import NotReady
+from mainstem.schema.examples import Examples
+from mainstem.schema.position import Position
+from mainstem.schema.protocols import Catalog
+from mainstem.schema.time import parse_duration
+from mainstem.train.ranking import RankingFit, fit_ranker
+from mainstem.train.retrieval import Positives, RetrievalTrainer
+from mainstem.train.towers import CHANNELS, Towers
+from mainstem.weights import MemoryTable, Snapshot, SnapshotMeta, Snapshots
+from mainstem.weights.checkpoints import flatten, random_states, restore_random, unflatten
+
+__all__ = ["ExampleSource", "Trainer", "TrainingReport", "new_towers", "restore"]
+
+# The least that says anything: with fewer examples the network would learn noise.
+LEAST_SLATES = 20
+RECALL_SAMPLE = 2_000
+
+
+class ExampleSource(Protocol):
+    """What the join offers to training (handed in by `assemble`)."""
+
+    position: Position
+    fingerprint: str
+    inputs: tuple[str, ...]
+    events: EventBatch
+
+    def session_starts(self, events: EventBatch, order: NDArray[np.int64]) -> NDArray[np.bool_]: ...
+
+    def examples(
+        self, towers: Towers, start: int, cut: int, progress: Callable[[int, int], None]
+    ) -> tuple[Examples, Examples]:
+        """Examples of requests in [start, cut) and from `cut` on; `towers` answer the retrieval."""
+        ...
+
+
+@dataclass(slots=True)
+class TrainingReport:
+    """What a run did. `metrics` go into the snapshot's manifest."""
+
+    version: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    ranking: RankingFit = field(default_factory=RankingFit)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def new_towers(config: Config, catalog: Catalog, entity_type: str = "item") -> Towers:
+    """Untrained towers as configured."""
+    known = config.entities[entity_type].attributes
+    attributes = [name for name, kind in known.items() if kind == "category"]
+    module = TwoTower(TwoTowerConfig(dim=config.model.dim, channels=len(CHANNELS)))
+    return Towers(module, MemoryTable(config.model.dim, seed=config.train.seed), catalog, attributes)
+
+
+class Trainer:
+    """Runs training of one model line and publishes its snapshots."""
+
+    def __init__(self, config: Config, catalog: Catalog, snapshots: Snapshots, line: str = "main") -> None:
+        self.config, self.catalog, self.snapshots, self.line = config, catalog, snapshots, line
+
+    def run(self, source: ExampleSource, progress: Progress = lambda stage, done, total: None) -> TrainingReport:
+        """Train on what `source` has and publish. Raises NotReady where there is too little to learn from."""
+        config = self.config.train
+        torch.manual_seed(config.seed)
+        report = TrainingReport("")
+        positives = Positives.of(source.events, self.config.interest(), source.session_starts)
+        if len(positives) < 2:
+            raise NotReady(
+                "there are no events of interest to learn from yet: ingest some, or check `events` in the file"
+            )
+        towers = new_towers(self.config, self.catalog)
+        retrieval = RetrievalTrainer(towers, positives, self.config.model, config)
+        first, last = int(positives.time.min()), int(positives.time.max()) + 1
+        # A short log is split in proportion instead: four fifths, a tenth, a tenth.
+        validation = min(parse_duration(config.validation), (last - first) // 10)
+        span = min(parse_duration(config.ranking_span), max((last - first) // 10, 1) * 4)
+        cut, start = last - validation, last - validation - span
+        clock = time.monotonic()
+        past = np.flatnonzero(positives.time < start)
+        self._train_towers(source, retrieval, past, progress)
+        later = np.flatnonzero(positives.time >= cut)
+        sample = np.random.default_rng(config.seed).permutation(later)[:RECALL_SAMPLE]
+        report.metrics["retrieval_recall@100"] = retrieval.recall(sample)
+        clock = _lap(report, "towers", clock)
+        train, valid = source.examples(towers, start, cut, lambda done, total: progress("replay", done, total))
+        clock = _lap(report, "replay", clock)
+        if len(train) < LEAST_SLATES or len(valid) < 1:
+            raise NotReady(f"only {len(train)} requests to learn from; at least {LEAST_SLATES} are needed")
+        ranker = self.new_ranker(len(source.inputs))
+        report.ranking = fit_ranker(
+            ranker,
+            train,
+            valid,
+            list(self.config.heads.values()),
+            config,
+            on_step=lambda done, total: progress("ranking", done, total),
+        )
+        report.metrics["ranking_loss"] = report.ranking.validation[report.ranking.best_epoch]
+        clock = _lap(report, "ranking", clock)
+        rest = np.flatnonzero(positives.time >= start)
+        rng = np.random.default_rng(config.seed + 1)
+        for done, _ in enumerate(retrieval.epoch(rest, rng), 1):
+            progress("towers, to the end", done * config.retrieval_batch, len(rest))
+        _lap(report, "towers to the end", clock)
+        report.version = self.publish(towers, ranker, source, report.metrics)
+        return report
+
+    def new_ranker(self, inputs: int) -> Ranker:
+        """An untrained ranking network for so many input columns."""
+        heads = tuple(Head(name, head.type) for name, head in self.config.heads.items())
+        return Ranker(RankerConfig(features=inputs, heads=heads, hidden=tuple(self.config.model.hidden)))
+
+    def publish(self, towers: Towers, ranker: Ranker, source: ExampleSource, metrics: dict[str, float]) -> str:
+        """Write a snapshot that serving can load; its version."""
+        tensors = {f"towers.{name}": tensor.numpy() for name, tensor in towers.module.state_dict().items()}
+        tensors |= {f"ranker.{name}": tensor.numpy() for name, tensor in ranker.state_dict().items()}
+        meta = SnapshotMeta(
+            fingerprint=source.fingerprint,
+            position=source.position,
+            metrics=metrics,
+            extras={"inputs": list(source.inputs), "attributes": list(towers.attributes)},
+        )
+        version = self.snapshots.save(self.line, tensors, towers.table, meta)
+        self.snapshots.keep(self.line, 3)
+        return version
+
+    # ---- towers, with checkpoints ----------------------------------------------------------------
+
+    def _train_towers(
+        self, source: ExampleSource, retrieval: RetrievalTrainer, rows: NDArray[np.int64], progress: Progress
+    ) -> None:
+        config = self.config.train
+        rng = np.random.default_rng(config.seed)
+        run = f"{source.fingerprint} {source.position} {config!r} {self.config.model!r}"
+        done_epochs = self._resume(run, retrieval, rng)
+        total = config.retrieval_epochs * len(rows)
+        for epoch in range(done_epochs, config.retrieval_epochs):
+            for step, _ in enumerate(retrieval.epoch(rows, rng), 1):
+                progress("towers", epoch * len(rows) + min(step * config.retrieval_batch, len(rows)), total)
+            self._checkpoint(run, epoch + 1, retrieval, rng)
+
+    def _checkpoint(self, run: str, epochs: int, retrieval: RetrievalTrainer, rng: np.random.Generator) -> None:
+        towers = retrieval.towers
+        state = {
+            "run": run,
+            "epochs": epochs,
+            "module": towers.module.state_dict(),
+            "adam": retrieval.adam.state_dict(),
+            "random": random_states(rng),
+        }
+        arrays, tree = flatten(state)
+        line = f"{self.line}-training"
+        self.snapshots.save(line, arrays, towers.table, SnapshotMeta(extras={"state": tree}))
+        self.snapshots.keep(line, 1)
+
+    def _resume(self, run: str, retrieval: RetrievalTrainer, rng: np.random.Generator) -> int:
+        """Take up the checkpoint of this very run, if there is one; how many epochs it had finished."""
+        line = f"{self.line}-training"
+        newest = self.snapshots.latest(line)
+        if newest.version is None:
+            return 0
+        snapshot = self.snapshots.load(line, newest.version)
+        state: dict[str, Any] = unflatten(snapshot.tensors, snapshot.manifest.extras["state"])
+        if state["run"] != run or snapshot.table is None:
+            return 0
+        retrieval.towers.module.load_state_dict(state["module"])
+        retrieval.towers.table.load(snapshot.table)
+        retrieval.adam.load_state_dict(state["adam"])
+        restore_random(state["random"], rng)
+        return int(state["epochs"])
+
+
+def restore(snapshot: Snapshot, config: Config, catalog: Catalog) -> tuple[Towers, Ranker]:
+    """The networks of a published snapshot, ready to answer."""
+    towers = new_towers(config, catalog)
+    towers.module.load_state_dict(_part(snapshot, "towers."))
+    if snapshot.table is not None:
+        towers.table.load(snapshot.table)
+    heads = tuple(Head(name, head.type) for name, head in config.heads.items())
+    inputs = len(snapshot.manifest.extras["inputs"])
+    ranker = Ranker(RankerConfig(features=inputs, heads=heads, hidden=tuple(config.model.hidden)))
+    ranker.load_state_dict(_part(snapshot, "ranker."))
+    towers.module.eval()
+    ranker.eval()
+    return towers, ranker
+
+
+def _part(snapshot: Snapshot, prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): torch.from_numpy(array)
+        for name, array in snapshot.tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _lap(report: TrainingReport, stage: str, clock: float) -> float:
+    now = time.monotonic()
+    report.seconds[stage] = round(now - clock, 2)
+    return now

@@ -1,0 +1,67 @@
+"""What every log must hold, checked from the outside; `test_log_kill.py` shows that the check can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mainstem.eventlog.sqlite import SqliteLog
+from mainstem.schema.config import LogConfig
+from mainstem.schema.position import START
+from mainstem.schema.protocols import Log
+from mainstem.schema.records import Event, LogRecord, record_id
+
+TINY = 64
+
+
+def tiny_config(seal_rows: int = TINY, keep_rows: int = TINY) -> LogConfig:
+    """Ranges far smaller than the configuration allows, so that a test seals many."""
+    return LogConfig.model_construct(skew="10m", seal_rows=seal_rows, keep_rows=keep_rows)
+
+
+def open_tiny(folder: Path, seal_rows: int = TINY, keep_rows: int = TINY) -> SqliteLog:
+    return SqliteLog(folder / "log.sqlite", folder / "history", tiny_config(seal_rows, keep_rows))
+
+
+def event(event_id: str, **fields: object) -> Event:
+    """A purchase; arrived when it happened."""
+    given = {"time": 1_700_000_000_000, "user": "u", "kind": "purchase", "entity": "i", **fields}
+    return Event(event_id=event_id, **{"received_at": 1_700_000_000_000, **given})  # type: ignore[arg-type]
+
+
+def read_all(log: Log, limit: int = 1000) -> list[LogRecord]:
+    """Everything, with the offsets checked on the way: dense from 0, and `next` after the last."""
+    records: list[LogRecord] = []
+    at = START
+    while len(batch := log.read(at, limit)):
+        first = len(records)
+        records += batch.records
+        assert batch.offsets == list(range(first, len(records))), "offsets are not dense"
+        assert batch.next.offset() == len(records), "next does not follow the last record"
+        at = batch.next
+    assert at == log.end(), "reading stopped before the end"
+    return records
+
+
+def batch_of(number: int) -> list[Event]:
+    """The batch that has this number, always the same; sizes 1 to 40."""
+    size = 1 + number * 7919 % 40
+    return [
+        event(f"b{number}-{i}", user=f"u{i % 5}", value=float(i), time=1_600_000_000_000 + number) for i in range(size)
+    ]
+
+
+def check_batches(log: Log, acknowledged: Iterable[int]) -> int:
+    """Every acknowledged batch is there; every batch that is there is whole, in order, once. How many there are."""
+    found: dict[int, list[LogRecord]] = {}
+    last = -1
+    for record in read_all(log):
+        number = int(record_id(record)[1:].split("-")[0])
+        assert number >= last, f"batch {number} lies after batch {last}"
+        last = number
+        found.setdefault(number, []).append(record)
+    for number, records in found.items():
+        assert records == batch_of(number), f"batch {number} is not whole, or not as it was sent"
+    missing = [number for number in acknowledged if number not in found]
+    assert not missing, f"acknowledged batches are lost: {missing}"
+    return len(found)

@@ -1,0 +1,43 @@
+"""A process that forks writers to be killed. On stdin: the number of the first batch to send. On stdout: `pid N`,
+then a line `NUMBER ACCEPTED DUPLICATES` after each acknowledgement, then `dead` when the writer has ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from log_checks import batch_of, open_tiny
+
+
+def say(text: str) -> None:
+    os.write(1, (text + "\n").encode())
+
+
+def write(folder: Path, number: int) -> None:
+    log = open_tiny(folder)
+    follower = log.follow("reader")
+    while True:
+        done = log.append(batch_of(number))
+        say(f"{number} {done.accepted} {done.duplicates}")
+        if number % 5 == 0:
+            log.note("reader", done.position if number % 2 else follower)
+        number += 1
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            say(f"pid {os.getpid()}")
+            try:
+                write(folder, int(line))
+            finally:
+                os._exit(1)
+        os.waitpid(pid, 0)
+        say("dead")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Kill -9 at random moments loses nothing that was acknowledged and shows no half batch."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from log_checks import batch_of, check_batches, open_tiny
+
+from mainstem.eventlog.memory import MemoryLog
+from mainstem.schema.config import LogConfig
+from mainstem.schema.position import Position
+from mainstem.schema.protocols import LogBatch
+
+
+def kill_writers(folder: Path, kills: int, seed: int) -> tuple[int, int]:
+    """Kill `kills` writers, checking the log after each; (batches in the log, ranges sealed)."""
+    chance = random.Random(seed)
+    acknowledged: list[int] = []
+    script = Path(__file__).with_name("log_writer_process.py")
+    with subprocess.Popen(
+        [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as server:
+        assert server.stdin
+        assert server.stdout
+        for _ in range(kills):
+            following = acknowledged[-1] + 1 if acknowledged else 0
+            server.stdin.write(f"{following}\n")
+            writer = int(server.stdout.readline().split()[1])
+            # From within the opening (recovery is killed too) to well within appending and sealing.
+            time.sleep(chance.uniform(0.0, 0.4))
+            os.kill(writer, signal.SIGKILL)
+            while (line := server.stdout.readline().strip()) != "dead":
+                number, accepted, duplicates = map(int, line.split())
+                assert number == following, "acknowledged out of turn"
+                size = len(batch_of(number))
+                # The first may have been durable already, when its writer died before it could say so.
+                assert (accepted, duplicates) in [(size, 0), (0, size)]
+                acknowledged.append(number)
+                following += 1
+            with open_tiny(folder) as log:
+                check_batches(log, acknowledged)
+        server.stdin.close()
+    with open_tiny(folder) as log:
+        again = acknowledged[-1]
+        assert log.append(batch_of(again)).accepted == 0, "what was acknowledged is written again"
+        log.append(batch_of(again + 1))
+        log.seal()
+        ranges = log.history.ranges()
+        assert [span.first for span in ranges[1:]] == [span.last for span in ranges[:-1]], (
+            "ranges overlap or leave gaps"
+        )
+        return check_batches(log, acknowledged), len(ranges)
+
+
+def test_kill_nine(tmp_path: Path) -> None:
+    batches, ranges = kill_writers(tmp_path, kills=8, seed=1)
+    assert batches > 8
+    assert ranges >= 1
+
+
+@pytest.mark.slow
+def test_kill_nine_many_times(tmp_path: Path) -> None:
+    batches, ranges = kill_writers(tmp_path, kills=60, seed=2)
+    assert batches > 60
+    assert ranges > 10
+
+
+class BrokenLog(MemoryLog):
+    """A log whose reading is broken by `fault`: what the check must notice."""
+
+    def __init__(self, fault: Callable[[LogBatch], LogBatch]) -> None:
+        super().__init__(LogConfig())
+        self.fault = fault
+
+    def read(self, start: Position, limit: int = 10_000) -> LogBatch:
+        batch = super().read(start, limit)
+        return self.fault(batch) if len(batch) else batch
+
+
+def drop_one(batch: LogBatch) -> LogBatch:
+    return LogBatch(batch.records[:30] + batch.records[31:], batch.offsets[:-1], batch.next)
+
+
+def drop_one_and_renumber(batch: LogBatch) -> LogBatch:
+    return LogBatch(batch.records[:30] + batch.records[31:], batch.offsets[:-1], Position.at(batch.offsets[-1]))
+
+
+def repeat_one(batch: LogBatch) -> LogBatch:
+    return LogBatch(batch.records[:30] + batch.records[29:-1], batch.offsets, batch.next)
+
+
+def swap_two(batch: LogBatch) -> LogBatch:
+    records = batch.records.copy()
+    records[30], records[31] = records[31], records[30]
+    return LogBatch(records, batch.offsets, batch.next)
+
+
+def keep(batch: LogBatch) -> LogBatch:
+    return batch
+
+
+def test_check_accepts_a_sound_log() -> None:
+    log = BrokenLog(keep)
+    for number in range(6):
+        log.append(batch_of(number))
+    assert check_batches(log, range(6)) == 6
+
+
+@pytest.mark.parametrize("fault", [drop_one, drop_one_and_renumber, repeat_one, swap_two])
+def test_canary_broken_reading_is_caught(fault: Callable[[LogBatch], LogBatch]) -> None:
+    log = BrokenLog(fault)
+    for number in range(6):
+        log.append(batch_of(number))
+    with pytest.raises(AssertionError):
+        check_batches(log, range(6))
+
+
+def test_canary_lost_and_half_batches_are_caught() -> None:
+    log = MemoryLog(LogConfig())
+    log.append(batch_of(0))
+    with pytest.raises(AssertionError, match="lost"):
+        check_batches(log, [0, 1])
+    log.append(batch_of(1)[:3])
+    with pytest.raises(AssertionError, match="not whole"):
+        check_batches(log, [0])

@@ -1,0 +1,174 @@
+"""mainstem.yaml: defaults, every kind of error with its line, the template, the schema, the reference."""
+
+# ruff: noqa: E501 (one case a line)
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from mainstem.schema.config import CanvasConfig, Config
+from mainstem.schema.config_docs import markdown
+from mainstem.schema.config_file import inner, json_schema, load, parse, storage_urls, template
+from mainstem.schema.errors import ConfigError
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "version: 1\n", "features:\nevents:\ncanvases:\n", "{}"])
+def test_nothing_means_the_defaults(text: str) -> None:
+    assert parse(text) == Config()
+
+
+def test_a_missing_file_means_the_defaults_beside_it(tmp_path: Path) -> None:
+    config = load(tmp_path / "mainstem.yaml")
+    assert config == Config(data=str(tmp_path / "mainstem-data"))
+
+
+def test_data_is_resolved_against_the_files_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "shop" / "mainstem.yaml"
+    file.parent.mkdir()
+    file.write_text("data: ../there\n")
+    monkeypatch.chdir(file.parent)
+    assert load("mainstem.yaml").data == load(file).data == str(tmp_path / "there")
+    file.write_text("data: /somewhere\n")
+    assert load(file).data == "/somewhere"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file.write_text("data: ~/d\n")
+    assert load(file).data == str(tmp_path / "d")
+
+
+def test_storage_urls_name_the_data_directory(tmp_path: Path) -> None:
+    urls = storage_urls(Config(data="here"), tmp_path)
+    assert urls.log == f"sqlite:///{tmp_path}/here/log.sqlite"
+    assert "{data}" not in "".join(urls.model_dump().values())
+    elsewhere = Config.model_validate({"storage": {"log": "kafka://broker/topic"}})
+    assert storage_urls(elsewhere, tmp_path).log == "kafka://broker/topic"
+
+
+def test_what_is_given_replaces_whole_mappings_and_keeps_the_rest_of_an_entry() -> None:
+    config = parse("canvases:\n  home: {limit: 10}\n  front:\nfeatures:\n  history: 7\n")
+    assert config.canvases == {"home": CanvasConfig(limit=10), "front": CanvasConfig()}
+    assert (config.features.history, config.features.neighbours) == (7, 64)
+    assert config.events == Config().events
+
+
+ERRORS = [
+    ("canvases:\n  home:\n    lmit: 3\n", 3, r"canvases\.home\.lmit: unknown key; did you mean 'limit'\? allowed: .*limit, .*fallback$"),
+    ("serve: {}\nServe: 3\n", 2, r"Serve: unknown key; did you mean 'serve'\?"),
+    ("zzz: 3\n", 1, r"zzz: unknown key; allowed: version, name"),
+    ("canvases:\n  home:\n    repeat: alow\n", 3, r"repeat: 'alow' is not allowed; did you mean 'allow'\? allowed: allow, new_only$"),
+    ("canvases:\n  home:\n    fallback:\n      - kept\n      - popul\n", 5, r"fallback\[1\]: 'popul' is not allowed; did you mean 'popular'\?"),
+    ("canvases:\n  home:\n    sources:\n      two_towr: {}\n", 4, r"sources\.two_towr: key 'two_towr' is not allowed; did you mean 'two_tower'\?"),
+    ("entities:\n  item:\n    attributes: {a: catgory}\n", 3, r"'catgory' is not allowed; did you mean 'category'\? allowed: category, number, text, tags$"),
+    ("version: 2\n", 1, r"version: 2 is not allowed; allowed: 1$"),
+    ("serve:\n  port: 99999999\n", 2, r"serve\.port: must be less than or equal to 65535, not 99999999$"),
+    ("serve:\n  port: high\n", 2, r"serve\.port: must be a integer.*not 'high'$"),
+    ("\ncanvases: {home: 3}\n", 2, r"canvases\.home: must be a mapping, not 3$"),
+    ("canvases: [home]\n", 1, r"canvases: must be a mapping, not a list$"),
+    ("features:\n  by: {a: 1}\n", 2, r"features\.by: must be a list, not a mapping$"),
+    ("canvases: {home: {deadline: 200}}\n", 1, r"deadline: must be text, not 200; .*give a duration its unit"),
+    ("features:\n  half_lives: [7d, 10x]\n", 2, r"half_lives\[1\]: '10x' is not a duration; write a number and one of ms, s, m, h, d, w"),
+    ("heads:\n  buy: {}\n", 2, r"heads\.buy\.event: is missing$"),
+    ("heads: {Buy: {event: purchase}}\n", 1, r"heads\.Buy: 'Buy' is not a name; allowed: a small letter"),
+    ("heads:\n  a: {event: purchas}\n", 2, r"heads\.a\.event: 'purchas' is not among events: .*; did you mean 'purchase'\?$"),
+    ("events:\n  play: {}\n", 1, r"'purchase' is not among events: play; heads are the default ones: with your own events, give your own heads too$"),
+    ("canvases:\n  home:\n    entity_type: itm\n", 3, r"'itm' is not among entities: item; did you mean 'item'\?$"),
+    ("canvases:\n  home:\n    order: {zz: 1}\n", 3, r"canvases\.home\.order: 'zz' is not among heads: purchase$"),
+    ("features: {by: [brand]}\n", 1, r"features\.by: 'brand' is not an attribute of any entity type$"),
+    ("serve:\n  port: 1\n  host: x\n  port: 2\n", 4, r"serve\.port: given twice, first in line 2$"),
+    ("events:\n  on: {}\n", 2, r"events\.on: a key must be text; write it in quotes: 'on'$"),
+    ("1: 2\n", 1, r"a key must be text"),
+    ("? [a]\n: 1\n", 1, r"not YAML: .*unhashable key"),
+    ("- a\n", 1, r"must be a mapping of keys to values; keys: version, "),
+    ("word\n", 1, r"must be a mapping of keys to values"),
+    ("a: 1\nb: [\n", 3, r"not YAML: "),
+    ("a: 1\n\tb: 2\n", 2, r"not YAML: .*'\\t'"),
+    ("name: x\nserve: !!python/object:os.system {}\n", 2, r"not YAML: could not determine a constructor"),
+    ("a: 2017-99-99\n", 1, r"not YAML: month must be"),
+    ("a: &b [*b]\n", 1, r"an anchor refers to itself$"),
+    ("a: \x00\n", 1, r"not YAML: "),
+    ("a: {}\n---\nb: {}\n", 2, r"not YAML: expected a single document"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line", "pattern"), ERRORS)
+def test_an_error_names_line_key_and_what_is_allowed(text: str, line: int, pattern: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "shop.yaml")
+    first = str(caught.value).splitlines()[0]
+    assert first.startswith(f"shop.yaml:{line}: ")
+    assert re.search(pattern, first), first
+
+
+def test_every_problem_has_a_line_in_order() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("serve:\n  prt: 1\n  host: [x]\ntrain:\n  patience: 0\n")
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [
+        "mainstem.yaml:2", "mainstem.yaml:3", "mainstem.yaml:5",
+    ]  # fmt: skip
+
+
+def test_errors_of_a_file_name_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "shop.yaml"
+    file.write_text("nme: x\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{file}:1: nme: unknown key; did you mean 'name'?")):
+        load(file)
+    file.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)
+
+
+def test_the_template_is_the_defaults() -> None:
+    text = template()
+    assert parse(text) == Config()
+    assert max(map(len, text.splitlines())) < 160
+
+
+def test_the_template_uncommented_is_the_defaults_too() -> None:
+    text = re.sub(r"(?m)^(\s*)#(?=\S)", r"\1", template())
+    assert parse(text) == Config()
+    assert "\n  port: 8080\n" in text, "canary: the settings were uncommented"
+    assert parse(text.replace("port: 8080", "port: 8081")).serve.port == 8081
+
+
+def all_models(model: type[BaseModel], found: dict[str, type[BaseModel]]) -> dict[str, type[BaseModel]]:
+    for name, field in model.model_fields.items():
+        kind = inner(field.annotation)
+        for candidate in (kind, *getattr(kind, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel) and name not in found:
+                found[name] = candidate
+                all_models(candidate, found)
+    return found
+
+
+def test_template_schema_and_reference_name_every_key() -> None:
+    text, reference, schema = template(), markdown(), json_schema()
+    models = all_models(Config, {})
+    assert {"storage", "events", "sources", "serve"} <= set(models)
+    for name, model in models.items():
+        assert f"`{name}" in reference or f".{name}." in reference
+        assert model.__name__ in schema["$defs"]
+        for key, field in model.model_fields.items():
+            assert f"| `{key}` |" in reference
+            assert name == "sources" or re.search(rf"#\s*{key}\b", text), key
+            if field.description:
+                assert field.description.split("|")[0].split("\n")[0] in reference
+
+
+def test_the_schema_is_strict_json_schema() -> None:
+    schema = json_schema()
+    assert schema["additionalProperties"] is False
+    assert schema["$schema"].endswith("2020-12/schema")
+    assert set(schema["properties"]) == set(Config.model_fields)
+
+
+def test_links_of_the_reference_lead_somewhere() -> None:
+    text = markdown()
+    titles = re.findall(r"(?m)^## (.*)$", text)
+    anchors = {"".join(c for c in title.lower() if c.isalnum() or c in "-_ ").replace(" ", "-") for title in titles}
+    links = re.findall(r"\(#([^)]*)\)", text)
+    assert links
+    assert set(links) <= anchors
