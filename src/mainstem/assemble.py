@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ from mainstem.schema.examples import Examples
 from mainstem.schema.ids import Keys, digest128, key64
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats, Log, VectorIndex
-from mainstem.schema.records import Context, Entity, Event, Served, Show, Slate, SlateRequest
+from mainstem.schema.records import Context, Entity, Event, Served, Slate, SlateRequest
 from mainstem.schema.time import DAY
 from mainstem.slates import SlateStore
 from mainstem.slates.recorder import Recorder
@@ -51,7 +52,7 @@ CONTENT_DIM = 128
 # Kept slates answer for so long.
 KEPT_FOR = 7 * DAY
 # What the network sees beside the features (rank_inputs appends them in this order).
-EXTRA_INPUTS = ("two_tower", "new_only")
+EXTRA_INPUTS = ("two_tower",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +167,15 @@ def _model(
     vectors.upsert(keys, towers.entity_vectors(keys))
     interest = np.array([config.interest().get(kind, 0.0) for kind in kinds], np.float32)
 
+    memo: WeakKeyDictionary[FeatureView, Floats] = WeakKeyDictionary()  # retrieval and scoring both ask
+
     def user_vector(context: Context, view: FeatureView, tenant: str) -> Floats:
+        if view in memo:
+            return memo[view]
         history = view.history()
         user = 0 if context.user is None else key64("user", context.user, tenant)
-        return towers.user_vector(user, history, interest[history.kind], view.time)
+        memo[view] = towers.user_vector(user, history, interest[history.kind], view.time)
+        return memo[view]
 
     def no_scores(x: Floats) -> Floats:
         raise NotReady("these towers have no ranking network yet")
@@ -254,7 +260,7 @@ class ReplayedExamples:
         return Examples.concat(train or [empty]), Examples.concat(valid or [empty])
 
     def _requests(self, start: int, cut: int) -> list[StoredRequest]:
-        """A sample of the visits, each asked twice where it makes sense: for anything, and for new entities."""
+        """A sample of the visits, as requests on the first canvas."""
         found = [visit for visit in visits(self.events.take(self._wanted())) if visit.time >= start]
         rng = np.random.default_rng(self.config.train.seed)
         train = [visit for visit in found if visit.time < cut]
@@ -262,11 +268,8 @@ class ReplayedExamples:
         most = self.config.train.ranking_slates
         kept = _sample(train, most, rng) + _sample(valid, max(most // 4, 1), rng)
         canvas = next(iter(self.config.canvases))
-        ways = (False, True) if self.config.owned_kinds() else (False,)
         return [
-            StoredRequest(visit, Context(canvas=canvas, user=self.users[visit.user], time=visit.time), new_only)
-            for visit in kept
-            for new_only in ways
+            StoredRequest(visit, Context(canvas=canvas, user=self.users[visit.user], time=visit.time)) for visit in kept
         ]
 
     def _wanted(self) -> NDArray[np.bool_]:
@@ -285,14 +288,12 @@ class ReplayedExamples:
         sources.append(TwoTower(lambda: model))
         pipeline = Pipeline(config, parts.catalog, private, sources, lambda: model, pool=parts.pool)
 
-        def retrieve(context: Context, view: FeatureView, new_only: bool) -> Keys:
-            request = SlateRequest(
-                context=context, show=Show(new_only=new_only), deadline_ms=60_000, tenant=config.tenant
-            )
+        def retrieve(context: Context, view: FeatureView) -> Keys:
+            request = SlateRequest(context=context, deadline_ms=60_000, tenant=config.tenant)
             return pipeline.candidates(request, view).keys
 
-        def inputs(context: Context, view: FeatureView, keys: Keys, new_only: bool) -> Floats:
-            return rank_inputs(model, context, view, config.tenant, keys, new_only)
+        def inputs(context: Context, view: FeatureView, keys: Keys) -> Floats:
+            return rank_inputs(model, context, view, config.tenant, keys)
 
         replay = Replay(
             self.events, private, config.heads, retrieve, inputs,
@@ -321,7 +322,13 @@ def _sample(found: list[Visit], most: int, rng: np.random.Generator) -> list[Vis
 def _no_examples(inputs: int, heads: int) -> Examples:
     none = np.zeros(0, np.float32)
     return Examples(
-        inputs=np.zeros((0, inputs), np.float32), labels=np.zeros((0, heads), np.float32), negative_rate=none,
-        weight=none, keys=np.zeros(0, np.uint64), offsets=np.zeros(1, np.int64), time=np.zeros(0, np.int64),
+        inputs=np.zeros((0, inputs), np.float32),
+        labels=np.zeros((0, heads), np.float32),
+        negative_rate=none,
+        fresh=np.zeros(0, np.bool_),
+        weight=none,
+        keys=np.zeros(0, np.uint64),
+        offsets=np.zeros(1, np.int64),
+        time=np.zeros(0, np.int64),
         user=np.zeros(0, np.uint64),
-    )  # fmt: skip
+    )

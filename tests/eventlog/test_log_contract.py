@@ -127,6 +127,10 @@ WRONG = [
     (event("x", value="3"), "events[1].value"),
     (event("x", time=10**18), "events[1].time"),
     (event("x", time=1.5), "events[1].time"),
+    (event("x", received_at=2**63), "events[1].received_at"),
+    (event("x", place=2**31), "events[1].place"),
+    (event("x", place=-1), "events[1].place"),
+    (Erase(record_id="r", time=1, user="u", received_at=-5), "erasures[1].received_at"),
     (event("x", user=5), "events[1].user"),
     (event("x", extras={"a": [1]}), "events[1].extras[...]"),
     (event("x\ud800"), "events[1]"),
@@ -177,7 +181,7 @@ def test_many_threads(log: AnyLog) -> None:
     """Every thread sends its own events and some that all send; readers see a growing prefix meanwhile."""
     threads, rounds = 8, 12
     outcomes: list[tuple[int, int]] = []
-    failures: list[BaseException] = []
+    failures: list[Exception] = []
 
     def write(number: int) -> None:
         try:
@@ -188,7 +192,7 @@ def test_many_threads(log: AnyLog) -> None:
                 ids = {r.event_id for r in log.read(START, done.position.offset()).records}  # type: ignore[union-attr]
                 assert {e.event_id for e in mine} <= ids
                 assert f"all-{turn}" in ids
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - a thread hands its failure on
             failures.append(error)
 
     writers = [threading.Thread(target=write, args=(n,)) for n in range(threads)]

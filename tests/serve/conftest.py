@@ -25,6 +25,11 @@ CONFIG = Config(
 
 
 @pytest.fixture
+def config() -> Config:
+    return CONFIG
+
+
+@pytest.fixture
 def make_engine() -> Callable[[], MemoryEngine]:
     return lambda: MemoryEngine(CONFIG)
 

@@ -72,7 +72,6 @@ def test_an_empty_step_and_rows_without_gradient_change_nothing() -> None:
 def test_two_tower_learns_the_checkerboard_through_lookups() -> None:
     """Even users take even items, odd users odd ones; ids are keys, rows are made as they are met."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     random = np.random.default_rng(0)
     n, b = 30, 64
     users = np.array([key64("user", str(i)) for i in range(n)], np.uint64)

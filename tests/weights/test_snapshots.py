@@ -80,7 +80,7 @@ def test_a_line_without_a_table_and_with_an_older_dense_part(tmp_path: Path) -> 
         snapshots.load("main", first)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_never_loads(tmp_path: Path, data: st.DataObject) -> None:
     """Flip, cut, lengthen, remove or swap any file of a snapshot, anywhere. Left alone, it loads (the canary)."""
@@ -111,6 +111,15 @@ def test_a_damaged_file_never_loads(tmp_path: Path, data: st.DataObject) -> None
     assert newest.version == good
     assert newest.skipped.keys() == {bad}
     assert newest.skipped[bad]
+
+
+def test_a_manifest_that_lacks_its_last_byte_is_damaged(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path)
+    version = snapshots.save("main", TENSORS, None)
+    path = tmp_path / "main" / version / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-1])  # still valid JSON
+    with pytest.raises(StoreError, match="damaged"):
+        snapshots.manifest("main", version)
 
 
 def test_a_manifest_cannot_reach_outside_its_folder(tmp_path: Path) -> None:
@@ -180,7 +189,7 @@ def test_urls(tmp_path: Path) -> None:
     assert weights.open("file:///a/b%20c").root == Path("/a/b c")
     assert weights.open("a/b").root == Path("a/b")
     for bad in ("s3://bucket/x", "file://host/x", ""):
-        with pytest.raises(ConfigError, match="storage.weights"):
+        with pytest.raises(ConfigError, match="storage"):
             weights.open(bad)
 
 
@@ -198,11 +207,12 @@ WRITER = """
 """
 
 
-def test_kill_9_leaves_every_snapshot_that_was_acknowledged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(15, marks=pytest.mark.slow)])
+def test_kill_9_leaves_every_snapshot_that_was_acknowledged(tmp_path: Path, kills: int) -> None:
     random = np.random.default_rng(0)
     snapshots = Snapshots(tmp_path)
     cut = 0
-    for _ in range(4):
+    for _ in range(kills):
         writer = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path)], stdout=subprocess.PIPE, text=True
         )
@@ -220,7 +230,7 @@ def test_kill_9_leaves_every_snapshot_that_was_acknowledged(tmp_path: Path) -> N
         assert newest.skipped == {}
         for version in snapshots.versions("main"):
             assert len(snapshots.load("main", version).tensors["w"]) == 200
-    print(f"{cut} of 4 kills fell into a write")
+    assert cut  # canary: some kill fell into a write (nearly all of the writer's time is spent in one)
     snapshots.save("main", TENSORS, None)  # the next writer clears the rest
     assert not [entry for entry in (tmp_path / "main").iterdir() if entry.name.startswith((".new-", ".gone-"))]
 

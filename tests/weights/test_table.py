@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -204,11 +202,17 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         MemoryTable.from_state({})
 
 
-def test_lookups_are_not_quadratic() -> None:
-    """Sequential keys and keys that differ in their high bits alone: a weak hash would crawl (minutes, not ms)."""
+@pytest.mark.parametrize(
+    "keys",
+    [np.arange(1, 60_001, dtype=np.uint64), np.arange(1, 60_001, dtype=np.uint64) << np.uint64(46)],
+    ids=["sequential", "high bits alone"],
+)
+def test_probes_stay_short_for_keys_that_a_weak_hash_would_pile_up(keys: np.ndarray) -> None:
     table = MemoryTable(1)
-    for keys in (np.arange(1, 200_001, dtype=np.uint64), np.arange(1, 60_001, dtype=np.uint64) << np.uint64(46)):
-        table.find_or_create(keys)
-        start = time.perf_counter()
-        assert (table.find(keys) >= 0).all()
-        print(f"find {len(keys)}: {(time.perf_counter() - start) * 1e3:.1f} ms")
+    table.find_or_create(keys)
+    assert (table.find(keys) >= 0).all()
+    mask = np.uint64(len(table._slot_keys) - 1)
+    slots = np.flatnonzero(table._slot_keys)
+    homes = np.array([int(mix(key)) & int(mask) for key in table._slot_keys[slots]])
+    # linear probing at load 1/2 looks at 0.5 slots too many on average (Knuth, theorem K)
+    assert ((slots - homes) % (int(mask) + 1)).mean() < 1.0

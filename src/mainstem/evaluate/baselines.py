@@ -111,10 +111,9 @@ class UserItems:
         weight, last = self._weight[:size], self._last[:size]
         if half_life is not None:
             weight = weight * np.exp2((last - time) / half_life)
+        rows = np.arange(size)
         if size > k:  # only what reaches the k-th weight needs sorting
             rows = np.flatnonzero(weight >= np.partition(weight, size - k)[size - k])
-        else:
-            rows = np.arange(size)
         order = np.lexsort((self._items[rows], -last[rows], -weight[rows]))[:k]
         found: list[int] = self._items[rows[order]].tolist()
         return found
@@ -254,5 +253,3 @@ class RecencyCounts(UserCounts):
     def __init__(self, half_life_days: float = 90, days: float = 7, name: str = "recency counts") -> None:
         super().__init__(days, name)
         self._half_life = half_life_days * DAY
-
-

@@ -40,7 +40,7 @@ class Latency:
         for bucket in sorted(self.buckets):
             need -= self.buckets[bucket]
             if need <= 0:
-                return min(_SMALLEST * _GROWTH ** (bucket - 0.5), self.max_ms)
+                return min(_SMALLEST * float(_GROWTH ** (bucket - 0.5)), self.max_ms)
         return self.max_ms
 
     def mean(self) -> float | None:

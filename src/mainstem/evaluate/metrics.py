@@ -102,7 +102,7 @@ def _hits(ranked: NDArray[Any], relevant: Relevant, k: int) -> tuple[Doubles, In
     return _gains(ranked, values, k), np.fromiter((len(value) for value in values), np.int64, len(values))
 
 
-def _where_any(values: Doubles, relevant: Ints) -> Doubles:
+def _where_any(values: NDArray[Any], relevant: Ints) -> Doubles:
     return np.where(relevant > 0, values, np.nan)
 
 
@@ -115,7 +115,7 @@ def recall_at_k(ranked: NDArray[Any], relevant: Relevant, k: int) -> Doubles:
 def hit_rate_at_k(ranked: NDArray[Any], relevant: Relevant, k: int) -> Doubles:
     """1 where at least one of the first k is relevant, else 0: [n]."""
     hits, size = _hits(ranked, relevant, k)
-    return _where_any(hits.any(axis=1).astype(np.float64), size)
+    return _where_any(np.where(hits.any(axis=1), 1.0, 0.0), size)
 
 
 def mrr_at_k(ranked: NDArray[Any], relevant: Relevant, k: int) -> Doubles:

@@ -16,7 +16,7 @@ __all__ = ["ItemNeighbours"]
 Ints = NDArray[np.int64]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _pair(item: int, other: int, ids: NDArray[np.int32], counts: NDArray[np.float32]) -> None:
     """One more co-purchase of `other` in the row of `item`. A full row loses one count from its weakest
     entry instead, which gives its place up at zero: rare neighbours never inherit a count they did not earn."""
@@ -37,7 +37,7 @@ def _pair(item: int, other: int, ids: NDArray[np.int32], counts: NDArray[np.floa
         counts[item, weakest] = 1.0
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _study_basket(basket: Ints, earlier: Ints, span: int, ids: NDArray[np.int32], counts: NDArray[np.float32]) -> None:
     """Pair each item with up to `span` items before it in the basket, then with what the user took earlier."""
     for i in range(len(basket)):
@@ -52,7 +52,7 @@ def _study_basket(basket: Ints, earlier: Ints, span: int, ids: NDArray[np.int32]
                 _pair(earlier[j], basket[i], ids, counts)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _sum_cosines(
     recent: Ints, ids: NDArray[np.int32], counts: NDArray[np.float32], taken: NDArray[np.float32],
     shrink: float, sums: NDArray[np.float32], touched: Ints,

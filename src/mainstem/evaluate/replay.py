@@ -82,7 +82,9 @@ class Replay:
             count += 1
         return count
 
-    def run(self, baskets: Iterable[Basket], checkpoint: Callable[[dict[str, Any]], None] | None = None) -> Iterator[Results]:
+    def run(
+        self, baskets: Iterable[Basket], checkpoint: Callable[[dict[str, Any]], None] | None = None
+    ) -> Iterator[Results]:
         """Replay `baskets` (always the whole stream, from its first); yields the running results after each.
 
         After `load` of a state that has n baskets, the first n are only learned, and the n-th is posted again.
@@ -92,7 +94,7 @@ class Replay:
         for number, basket in enumerate(baskets):
             items = list(dict.fromkeys(basket.items))
             if number < done:
-                if number == done - 1:
+                if number == done - 1 and basket.events:
                     self._client.post(basket.events)
                 self._learn(basket, items)
                 continue
@@ -123,7 +125,7 @@ class Replay:
         self.results = held
 
     def _score(self, basket: Basket, items: list[str]) -> None:
-        had = self._had.get(basket.user, frozenset())
+        had: set[str] = self._had.get(basket.user, set())
         fresh = [item for item in items if item not in had]
         if items:
             self._ask(basket, "all", items)

@@ -108,10 +108,10 @@ class Connections:
     def _connect(self, synchronous: str) -> sqlite3.Connection:
         try:
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+            connection.execute(f"PRAGMA synchronous={synchronous}")
         except sqlite3.Error as error:
             raise StoreError(f"{self._path}: {error}") from error
-        connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
-        connection.execute(f"PRAGMA synchronous={synchronous}")
         return connection
 
     def _prepare(self) -> None:

@@ -158,10 +158,11 @@ class SqliteLog:
             if not part:
                 break
             bodies += part
-        if not bodies and limit > 0 and first != (end := self._end_on_disk()):
+        if not bodies and first != (end := self._end_on_disk()):
             if first > end:
                 raise LogError(f"position {start} lies after the end of the log, {Position.at(end)}")
-            raise PositionGone(f"the records at {start} are neither in {self._path} nor in {self.history.folder}")
+            if limit > 0:
+                raise PositionGone(f"the records at {start} are neither in {self._path} nor in {self.history.folder}")
         upto = first + len(bodies)
         return LogBatch(decode_many(bodies), list(range(first, upto)), Position.at(upto))
 
@@ -223,8 +224,10 @@ class SqliteLog:
         """Not synced by itself: after a power cut an older position may be found, which holds more back, never less."""
         with self._store.shared() as connection:
             connection.execute("INSERT OR REPLACE INTO followers VALUES (?, ?)", (name, str(position)))
-        if self._sealed > self._first:
-            self._wake()
+        bound = min(self._sealed, self._end - self._keep_rows, position.offset())
+        sealer = self._sealer
+        if sealer and bound // self._seal_rows > self._first // self._seal_rows:
+            sealer.wake()  # a range may be free to leave SQLite now
 
     def unfollow(self, name: str) -> None:
         """Forget the follower `name`; it holds nothing back any more."""
@@ -249,8 +252,8 @@ class SqliteLog:
         """Seal all there is now, also a range that is not full, and drop what may go; the position sealed up to."""
         self.claim()
         upto = self._end
-        while self._seal_to(min(upto, self._next_seal())):
-            pass
+        while self._sealed < upto:
+            self._seal_to(min(upto, self._next_seal()))
         self.drop_sealed()
         return Position.at(self._sealed)
 
@@ -342,7 +345,7 @@ class SqliteLog:
         self._end = self._sealed
         self._catch_up()
         self._loaded = True
-        if self._end >= self._next_seal():
+        if self._end >= self._next_seal() or self._sealed > self._first:
             self._wake()
 
     def _catch_up(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from mainstem.features.pending import Fold
-from mainstem.features.popularity import Popularity
+from mainstem.features.popularity import FRESH, Popularity
 from mainstem.features.reading import Candidates, Reading
 from mainstem.features.state import Overlay, Records, Snapshot, expire_records
 from mainstem.features.user_item import NEVER, UserItem, log_days
@@ -37,7 +37,8 @@ class Affinity:
             for by in self.by
             for name in (
                 *(f"decayed_{lives[h]}" for h in self.lives), "share", "items", "days_since",
-                *(f"popularity_{window}" for window in windows), "share_within", "fresh_within",
+                *(f"popularity_{window}" for window in windows), "share_within",
+                *(f"fresh_within_{window}" for window in windows), "fresh_rate",
             )
         )  # fmt: skip
         self.definition = f"v1 by={','.join(self.by)} lives={self.lives} {self._popularity.definition}"
@@ -92,17 +93,17 @@ class Affinity:
         values, place = np.unique(codes, return_inverse=True)
         records = reading.records("value", values, ring.dtype)
         total = ring.windows(records, "ring", reading.time)[:, place]
-        fresh = ring.windows(records, "fresh_ring", reading.time)[-1][place]
+        fresh = ring.windows(records, FRESH, reading.time)[:, place]
         known = codes != 0
         out[:, :w] = np.where(known, np.log1p(total), 0).T
-        for column, (ours, all_) in enumerate(
-            (
-                (self._popularity.windows(reading, candidates)[-1], total[-1]),
-                (self._popularity.windows(reading, candidates, "fresh_ring")[-1], fresh),
-            )
-        ):
-            share = np.minimum(ours / np.maximum(all_, 1e-6), 1.0)
-            out[:, w + column] = np.where(known & (all_ > 1e-6), share, 0)
+        ours = np.concatenate(
+            [self._popularity.windows(reading, candidates)[-1:], self._popularity.windows(reading, candidates, FRESH)]
+        )
+        whole = np.concatenate([total[-1:], fresh])
+        share = np.minimum(ours / np.maximum(whole, 1e-6), 1.0)
+        out[:, w : 2 * w + 1] = np.where(known & (whole > 1e-6), share, 0).T
+        count = np.maximum(records["count"], 1.0)
+        out[:, 2 * w + 1] = np.where(known, (records["fresh"] / count)[place], 0)
 
     def erase(self, user: int, state: Overlay) -> None:
         """Nothing is kept of a user."""

@@ -19,6 +19,7 @@ from mainstem.features.pending import Fold
 from mainstem.features.popularity import Popularity, best
 from mainstem.features.reading import Candidates, Reading
 from mainstem.features.state import Overlay, Records, Snapshot, arena, store_arena
+from mainstem.features.user_item import UserItem
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Floats, Scored
@@ -61,15 +62,21 @@ def _fold(left: Ints, right: Ints, entities: Keys, weight: Floats, length: Ints,
         _add(entities[i], weight[p], j, j * bound, length, keys, count, error, bound)
 
 
+def _score(count: Floats, own: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Normalised co-occurrence; 0 where the other entity has left the state."""
+    score: NDArray[np.float64] = np.where(other > 0, count / (np.sqrt(own * other) + SHRINK), 0.0)
+    return score
+
+
 class Cooccurrence:
     """Table `neighbours`: a list of ENTRY per entity."""
 
     name = "cooccurrence"
 
-    def __init__(self, config: Config, history: UserHistory, popularity: Popularity) -> None:
-        self._history, self._popularity = history, popularity
+    def __init__(self, config: Config, history: UserHistory, user_item: UserItem, popularity: Popularity) -> None:
+        self._history, self._user_item, self._popularity = history, user_item, popularity
         self.bound = config.features.neighbours
-        self.names = ("cooccurrence_sum", "cooccurrence_max", "cooccurrence_session")
+        self.names = ("cooccurrence_sum", "cooccurrence_max", "cooccurrence_session", "cooccurrence_favourites")
         self.definition = f"v1 neighbours={self.bound} {history.definition}"
 
     def write(self, fold: Fold, state: Overlay) -> None:
@@ -90,22 +97,21 @@ class Cooccurrence:
         store_arena(state, "neighbours", entities, rows, start, length)
 
     def edges(self, reading: Reading, entities: Keys) -> tuple[Ints, Keys, Floats]:
-        """All neighbours of `entities` [m], side by side: place of the entity [e], neighbour [e], score [e]."""
+        """All neighbours of `entities` [m], side by side: place of the entity [e], neighbour [e], count [e]."""
         none = np.zeros(len(entities), np.int64)
         rows, _, length = arena(reading.state, "neighbours", entities, none, ENTRY)
-        own = np.repeat(np.arange(len(entities)), length)
-        keys, place = np.unique(rows["key"], return_inverse=True)
-        both = np.concatenate([keys, entities])
-        seen = reading.records("item", both, self._popularity.ring.dtype)["count"].astype(np.float64)
-        total, mine = seen[: len(keys)][place], seen[len(keys) :][own]
-        score = (rows["count"] - rows["error"]) / (np.sqrt(total * mine) + SHRINK)
-        return own, rows["key"], np.where(total > 0, score, 0).astype(np.float32)
+        return np.repeat(np.arange(len(entities)), length), rows["key"], rows["count"] - rows["error"]
+
+    def _events(self, reading: Reading, keys: Keys) -> NDArray[np.float64]:
+        return reading.counts("item", keys, self._popularity.ring.dtype).astype(np.float64)
 
     def neighbours(self, reading: Reading, entities: Keys, weights: Floats, limit: int) -> Scored:
         """Entities beside `entities` [m] by the weighted sum of scores; `entities` themselves are left out."""
         if not len(entities):
             return Scored.none()
-        own, keys, score = self.edges(reading, entities)
+        own, keys, count = self.edges(reading, entities)
+        seen = self._events(reading, np.concatenate([keys, entities]))
+        score = _score(count, seen[len(keys) :][own], seen[: len(keys)])
         found, place = np.unique(keys, return_inverse=True)
         total = np.bincount(place, score * weights[own], len(found)).astype(np.float32)
         total[np.isin(found, entities)] = 0
@@ -113,21 +119,39 @@ class Cooccurrence:
 
     def values(self, reading: Reading, candidates: Candidates, out: Floats) -> None:
         out[:] = 0
-        entities = self._history.latest(reading, LATEST)
-        if not len(entities):
+        latest = self._history.latest(reading, LATEST)
+        if not len(latest):
             return
-        own, keys, score = reading.once("cooccurrence", lambda: self.edges(reading, entities))
+        favourite, love = self._favourites(reading)
+        entities = np.concatenate([latest, favourite])
+        own, keys, count, seen = reading.once(
+            "cooccurrence", lambda: (*self.edges(reading, entities), self._events(reading, entities))
+        )
         order = np.argsort(candidates.keys)
         ranked = candidates.keys[order]
-        place = np.minimum(np.searchsorted(ranked, keys), len(ranked) - 1) if len(ranked) else np.zeros(0, np.int64)
-        hit = ranked[place] == keys if len(ranked) else np.zeros(0, np.bool_)
-        column = order[place[hit]]
-        session = np.isin(entities, self._session(reading))
-        for at, strength in enumerate((score, score, score * session[own])):
-            if at == 1:
-                np.maximum.at(out[:, 1], column, strength[hit])
-            else:
-                out[:, at] = np.bincount(column, strength[hit], len(out))
+        place = np.minimum(np.searchsorted(ranked, keys), len(ranked) - 1)
+        hit = np.flatnonzero(ranked[place] == keys)
+        place, own = place[hit], own[hit]
+        total = self._popularity.records(reading, candidates)["count"][order[place]]
+        score = _score(count[hit], seen[own], total)
+        recent = own < len(latest)
+        session = np.isin(entities, self._session(reading)) & (np.arange(len(entities)) < len(latest))
+        weight = np.concatenate([np.zeros(len(latest)), love])
+        shape = len(ranked)
+        found = np.zeros((shape, 4))
+        found[:, 0] = np.bincount(place, score * recent, shape)
+        np.maximum.at(found[:, 1], place, score * recent)
+        found[:, 2] = np.bincount(place, score * session[own], shape)
+        found[:, 3] = np.bincount(place, score * weight[own], shape)
+        out[:] = found[np.searchsorted(ranked, candidates.keys)]  # by place of the first of equal keys
+
+    def _favourites(self, reading: Reading) -> tuple[Keys, NDArray[np.float64]]:
+        """The user's entities with the largest counts (middle half-life), and the square root of these."""
+        decayed = self._user_item.decayed(reading)
+        decayed = decayed[:, decayed.shape[1] // 2] if decayed.shape[1] else np.zeros(len(decayed))
+        rows = self._user_item.rows(reading)
+        first = np.lexsort((rows["item"], -decayed))[:LATEST]
+        return rows["item"][first], np.sqrt(decayed[first])
 
     def _session(self, reading: Reading) -> Keys:
         """Entities of the session (or the time) of the user's latest event."""

@@ -115,15 +115,17 @@ class Place:
         if not place:
             return Scored.none()
         with reading.lock:
-            rows = index.of(place)
-            found = mirror.records[rows]
-            keys = mirror.keys[rows]
+            rows, records = index.of(place), mirror.records
+            entity, last, decay = records["entity"][rows], records["last"][rows], records["decay"][rows, window]
         if reading.overlay is not None:
-            changed, records = reading.overlay.changed("place", self.dtype)
-            found, keys = found[~np.isin(keys, changed)], records[records["place"] == place]
-            found = np.concatenate([found, keys])
-        age = (reading.time - found["last"]) / self.half_lives[window]
-        return best(found["entity"], (found["decay"][:, window] * np.exp2(-age)).astype(np.float32), limit)
+            _, changed = reading.overlay.changed("place", self.dtype)
+            changed = changed[changed["place"] == place]
+            stays = ~np.isin(entity, changed["entity"])
+            entity = np.concatenate([entity[stays], changed["entity"]])
+            last = np.concatenate([last[stays], changed["last"]])
+            decay = np.concatenate([decay[stays], changed["decay"][:, window]])
+        age = (reading.time - last) / self.half_lives[window]
+        return best(entity, (decay * np.exp2(-age)).astype(np.float32), limit)
 
     def values(self, reading: Reading, candidates: Candidates, out: Floats) -> None:
         place = self.place(reading)

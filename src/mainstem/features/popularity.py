@@ -29,9 +29,12 @@ from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Floats, Scored
 from mainstem.schema.time import DAY, parse_duration
 
-__all__ = ["Popularity", "Ranking", "Ring", "best"]
+__all__ = ["FRESH", "Popularity", "Ranking", "Ring", "best"]
 
 Ints = NDArray[np.int64]
+
+FRESH = "fresh_ring"
+"""The ring that counts each user's first event only; the other is "ring"."""
 
 
 @compiled
@@ -120,13 +123,24 @@ class Ring:
         return whole + np.float32(1 - time % DAY / DAY) * edge
 
 
+@compiled
+def _bar(bits: NDArray[np.int32], limit: int) -> int:
+    """A lower bound, as float bits, of the `limit` best: positive floats order as their bits do."""
+    histogram = np.zeros(1 << 13, np.int64)
+    for bit in bits:
+        if bit > 0:
+            histogram[bit >> 18] += 1
+    above, bucket = 0, len(histogram)
+    while bucket > 0 and above < limit:
+        bucket -= 1
+        above += histogram[bucket]
+    return bucket << 18
+
+
 def best(keys: Keys, scores: Floats, limit: int) -> Scored:
     """The `limit` best positive scores, best first; equal scores by ascending key."""
-    if len(scores) > 4 * limit:
-        bar = np.partition(scores, len(scores) - limit)[len(scores) - limit]
-        places = np.flatnonzero(scores >= max(bar, np.float32(1e-12)))
-    else:
-        places = np.flatnonzero(scores > 0)
+    bits = np.ascontiguousarray(scores, np.float32).view(np.int32)
+    places = np.flatnonzero(bits >= max(_bar(bits, limit), 1))
     places = places[np.lexsort((keys[places], -scores[places]))[:limit]]
     return Scored(keys[places], scores[places])
 
@@ -145,9 +159,7 @@ class Ranking:
         capacity = len(mirror.keys)
         if self._made != (day, mirror.generation) or self._parts["ring"][0].shape[1] != capacity:
             shape = (len(self._ring.spans), capacity)
-            self._parts = {
-                name: (np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for name in ("ring", "fresh_ring")
-            }
+            self._parts = {name: (np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for name in ("ring", FRESH)}
             mirror.touched = [np.arange(1, mirror.size, dtype=np.int32)]
             self._made = (day, mirror.generation)
         if mirror.touched:
@@ -173,7 +185,7 @@ class Popularity:
             f"popularity_{name}" for name in (
                 *windows, *(f"fresh_{window}" for window in windows),
                 *(f"trend_{windows[i]}_{windows[i + 1]}" for i in range(w - 1)),
-                "decayed", "total", "days_since", "age", "repeat",
+                "decayed", "total", "days_since", "age", "repeat", "trend_all",
             )
         )  # fmt: skip
         self.definition = self.ring.definition
@@ -193,7 +205,7 @@ class Popularity:
     def popular(self, reading: Reading, ranking: Ranking, limit: int, window: int, fresh: bool) -> Scored:
         """Entities by the sum of one window. From the mirror: a view that has been overtaken by a write may
         see that write here (these are candidates; `values` never does)."""
-        ring, mirror = "fresh_ring" if fresh else "ring", reading.mirrors["item"]
+        ring, mirror = FRESH if fresh else "ring", reading.mirrors["item"]
         changed, records = (
             reading.overlay.changed("item", self.ring.dtype)
             if reading.overlay is not None
@@ -211,7 +223,7 @@ class Popularity:
 
     def values(self, reading: Reading, candidates: Candidates, out: Floats) -> None:
         records, w = self.records(reading, candidates), len(self.ring.spans)
-        windows, fresh = self.windows(reading, candidates), self.windows(reading, candidates, "fresh_ring")
+        windows, fresh = self.windows(reading, candidates), self.windows(reading, candidates, FRESH)
         known = records["count"] > 0
         out[:, :w] = np.log1p(windows).T
         out[:, w : 2 * w] = np.log1p(fresh).T
@@ -223,6 +235,8 @@ class Popularity:
         out[:, 3 * w + 1] = log_days(np.where(known, reading.time - records["last"], NEVER * DAY))
         out[:, 3 * w + 2] = log_days(np.where(known, reading.time - records["first"], 0))
         out[:, 3 * w + 3] = np.where(known, 1 - records["fresh"] / np.maximum(records["count"], 1), 0)
+        life = np.maximum((reading.time - records["first"]) / DAY, 0.0) + self.ring.spans[-1]
+        out[:, 3 * w + 4] = np.log1p(7 * rate[-1]) - np.log1p(7 * records["count"] / life)
 
     def erase(self, user: int, state: Overlay) -> None:
         """Sums over all users hold nothing that names one."""

@@ -13,7 +13,7 @@ from mainstem.features.mirror import Mirror
 from mainstem.features.pending import Fold
 from mainstem.features.state import Overlay, Records, Snapshot
 from mainstem.schema.ids import Keys
-from mainstem.schema.protocols import Catalog, Floats
+from mainstem.schema.protocols import Floats
 
 __all__ = ["Candidates", "Feature", "Reading"]
 
@@ -53,7 +53,6 @@ class Reading:
         self.current = current
         """Whether the mirrors still show this snapshot; call it with the lock held."""
         self.time, self.user, self.place = 0, 0, 0
-        self.catalog: Catalog | None = None
         self._memo: dict[str, Any] = {}
 
     def once(self, name: str, make: Callable[[], T]) -> T:
@@ -79,10 +78,20 @@ class Reading:
                 found[hit] = records[place[hit]]
         return found
 
-    def codes(self, attribute: str, keys: Keys) -> Keys:
-        """Code of the entities' category attribute [n]; 0 where not known."""
-        assert self.catalog is not None
-        return self.catalog.codes(attribute, self.catalog.rows(keys))
+    def counts(self, table: str, keys: Keys, dtype: np.dtype[Any]) -> Floats:
+        """Only the field `count` of `records`."""
+        mirror = self.mirrors.get(table)
+        with self.lock:
+            if mirror is None or not self.current():
+                found: Floats = self.state.records(table, keys, dtype)["count"]
+                return found
+            count: Floats = mirror.records["count"][mirror.rows(keys)]
+        if self.overlay is not None:
+            changed, records = self.overlay.changed(table, dtype)
+            if len(changed):
+                place = np.minimum(np.searchsorted(changed, keys), len(changed) - 1)
+                count = np.where(changed[place] == keys, records["count"][place], count)
+        return count
 
 
 class Feature(Protocol):

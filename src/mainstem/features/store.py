@@ -9,7 +9,7 @@ of the item and place tables that follow the versions, whichever process wrote t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from threading import RLock
@@ -58,8 +58,9 @@ class _Meta(msgspec.Struct, frozen=True):
 class Store:
     """Implements `FeatureStore`. One writer; views may be opened from any thread."""
 
-    def __init__(self, backend: Backend, config: Config, catalog: Catalog) -> None:
-        self._backend, self._config, self._catalog = backend, config, catalog
+    def __init__(self, backend: Backend, config: Config, catalog: Catalog, extra: Sequence[Feature] = ()) -> None:
+        """`extra`: features besides the built-in ones; they are written after them."""
+        self._backend, self._config = backend, config
         self._kinds = Kinds(config)
         self.kinds = self._kinds.names
         """What `History.kind` indexes."""
@@ -67,10 +68,11 @@ class Store:
         self.popularity, self.hidden = Popularity(config), Hidden(config)
         self.affinity = Affinity(config, catalog, self.user_item, self.popularity)
         self.place = Place(config, self.history)
-        self.cooccurrence = Cooccurrence(config, self.history, self.popularity)
+        self.cooccurrence = Cooccurrence(config, self.history, self.user_item, self.popularity)
         # In order of writing: what a feature finds out for the others (see Fold) comes first.
         self._folding: list[Feature] = [
             self.user_item, self.history, self.popularity, self.affinity, self.place, self.cooccurrence,
+            *extra,
         ]  # fmt: skip
         self._features: list[Feature] = [*self._folding, self.hidden, Moment()]
         self.names = tuple(name for feature in self._features for name in feature.names)
@@ -79,7 +81,9 @@ class Store:
             (feature, slice(end - len(feature.names), end)) for feature, end in zip(self._features, ends, strict=True)
         ]
         self._definitions = {feature.name: feature.definition for feature in self._features}
-        self.fingerprint = hashlib.blake2b(msgspec.json.encode(self._definitions), digest_size=8).hexdigest()
+        definition = msgspec.json.encode((self._definitions, self.names))
+        self.fingerprint = hashlib.blake2b(definition, digest_size=8).hexdigest()
+        """Of the state's definition and of the columns made from it: what a model was trained on."""
         ring = self.popularity.ring
         self._mirrors = {"item": Mirror(ring.dtype), "value": Mirror(ring.dtype), "place": Mirror(self.place.dtype)}
         self.ranking = Ranking(ring, self._mirrors["item"])
@@ -226,7 +230,7 @@ class Store:
         except BaseException:
             snapshot.close()
             raise
-        reading.time, reading.catalog = context.time, self._catalog
+        reading.time = context.time
         reading.user = key64("user", context.user, tenant) if context.user is not None else 0
         extra = self._config.features.place
         if extra is not None and extra in context.extras:

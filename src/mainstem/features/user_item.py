@@ -69,7 +69,7 @@ def _oldest(last: Ints, items: Keys, first_row: int, length: int) -> int:
 def _fold(
     user: Ints, entity: Keys, time: Ints, weight: Floats, owned: NDArray[np.uint8], session: NDArray[np.uint32],
     start: Ints, length: Ints, items: Keys, first: Ints, last: Ints, row_session: NDArray[np.uint32],
-    count: Floats, sessions: Floats, decay: Floats, row_owned: NDArray[np.uint8],
+    count: Floats, sessions: Floats, at: Floats, decay: Floats, row_owned: NDArray[np.uint8],
     u_first: Ints, u_last: Ints, u_session: NDArray[np.uint32], u_count: Floats, u_sessions: Floats,
     u_fresh: Floats, u_decay: Floats, half_lives: NDArray[np.float64], bound: int, fresh: NDArray[np.bool_],
 ) -> None:  # fmt: skip
@@ -111,6 +111,7 @@ def _fold(
         if u_session[u] != session[e]:
             u_sessions[u] += 1
             u_session[u] = session[e]
+        at[row] = u_sessions[u]
 
 
 class UserItem:
@@ -125,7 +126,7 @@ class UserItem:
         h = len(lives)
         self.row = np.dtype(
             [("item", "u8"), ("first", "i8"), ("last", "i8"), ("session", "u4"), ("count", "f4"),
-             ("sessions", "f4"), ("decay", "f4", (h,)), ("owned", "u1")], align=True,
+             ("sessions", "f4"), ("at", "f4"), ("decay", "f4", (h,)), ("owned", "u1")], align=True,
         )  # fmt: skip
         self.user = np.dtype(
             [("first", "i8"), ("last", "i8"), ("session", "u4"), ("count", "f4"), ("sessions", "f4"),
@@ -133,7 +134,7 @@ class UserItem:
         )  # fmt: skip
         self.names = (
             "bought", "count", *(f"decayed_{life}" for life in lives), *(f"decayed_share_{life}" for life in lives),
-            "days_since", "days_since_first", "due", "session_share", "owned",
+            "days_since", "days_since_first", "due", "session_share", "owned", "sessions_since", "week_phase",
             "user_events", "user_items", "user_sessions", "user_days_since", "user_fresh_share",
             "user_events_per_session",
         )  # fmt: skip
@@ -147,7 +148,7 @@ class UserItem:
         _fold(
             fold.user, e["entity"], e["time"], e["weight"], e["owned"], fold.sessions(),
             start, length, rows["item"], rows["first"], rows["last"], rows["session"], rows["count"],
-            rows["sessions"], rows["decay"], rows["owned"], users["first"], users["last"], users["session"],
+            rows["sessions"], rows["at"], rows["decay"], rows["owned"], users["first"], users["last"], users["session"],
             users["count"], users["sessions"], users["fresh"], users["decay"], self.half_lives, self.bound, fold.fresh,
         )  # fmt: skip
         store_arena(state, "user_item", fold.users, rows, start, length)
@@ -191,6 +192,7 @@ class UserItem:
         out[:, : 2 + 2 * h] = 0
         out[:, 2 + 2 * h : 5 + 2 * h] = np.log1p(NEVER), np.log1p(NEVER), 0
         out[:, 5 + 2 * h : 7 + 2 * h] = 0
+        out[:, 7 + 2 * h : 9 + 2 * h] = np.log1p(NEVER), 0
         if len(rows):
             place = np.minimum(np.searchsorted(rows["item"], candidates.keys), len(rows) - 1)
             hit = np.flatnonzero(rows["item"][place] == candidates.keys)
@@ -210,9 +212,11 @@ class UserItem:
             out[hit, 4 + 2 * h] = np.log1p(due)
             out[hit, 5 + 2 * h] = np.minimum(mine["sessions"] / max(float(user["sessions"]), 1.0), 1.0)
             out[hit, 6 + 2 * h] = mine["owned"]
+            out[hit, 7 + 2 * h] = np.log1p(np.maximum(user["sessions"] - mine["at"], 0))
+            out[hit, 8 + 2 * h] = np.cos(2 * np.pi * since / (7 * DAY))
         events, sessions = float(user["count"]), float(user["sessions"])
         since_last = log_days(np.array(reading.time - int(user["last"]))) if events else np.log1p(NEVER)
-        out[:, 7 + 2 * h :] = (
+        out[:, 9 + 2 * h :] = (
             np.log1p(events), np.log1p(len(rows)), np.log1p(sessions), since_last,
             float(user["fresh"]) / max(events, 1.0), np.log1p(events / max(sessions, 1.0)),
         )  # fmt: skip
@@ -230,16 +234,18 @@ class UserItem:
         """Rows of both are added up; beyond the bound the least recently used leave."""
         keys = np.array([user, guest], np.uint64)
         both = [np.frombuffer(blob or b"", self.row) for blob in state.get("user_item", keys.tolist())]
+        totals = state.records("user", keys, self.user)
         rows = np.concatenate(both)
+        rows["at"][len(both[0]) :] += totals["sessions"][0]
         items, place = np.unique(rows["item"], return_inverse=True)
         merged = np.zeros(len(items), self.row)
         for row, at in zip(rows, place, strict=True):
             self._add(row, merged, int(at))
             merged[at]["item"] = row["item"]
             merged[at]["owned"] |= row["owned"]
+            merged[at]["at"] = max(merged[at]["at"], row["at"])
         keep = np.lexsort((merged["item"], merged["last"]))[-self.bound :]
         state.put("user_item", [user], [merged[np.sort(keep)].tobytes()])
-        totals = state.records("user", keys, self.user)
         one = np.zeros(1, self.user)
         for row in totals:
             one[0]["fresh"] += row["fresh"]

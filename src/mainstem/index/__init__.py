@@ -24,7 +24,7 @@ GRAPH_SETTINGS = ("links", "construction", "breadth")
 def open(url: str, dim: int, *, version: str, exact_below: int = 200_000) -> VectorIndex:
     """An empty index of vectors [dim] made by dense version `version`.
 
-    `exact://` scans. `hnsw://` walks a graph; `?links=32&construction=100&breadth=2.0` are its settings (see
+    `exact://` scans. `hnsw://` walks a graph; `?links=32&construction=40&breadth=2.5` are its settings (see
     `HnswIndex`), these the defaults. `auto://`, which takes the same settings, scans up to `exact_below`
     entities and builds the graph beside the scan once there are more; below half of that it goes back.
     Raises ConfigError on any other url.

@@ -25,6 +25,8 @@ __all__ = ["HnswIndex"]
 # Rows added in one critical section. An add costs faiss one pass over a lock per row of the graph, so
 # single rows are dear, and a search waits for the whole of it, so thousands would be felt.
 CHUNK = 256
+# Keys by which a filter's share is estimated.
+SAMPLE = 256
 # Rows copied out in one critical section.
 READ_CHUNK = 16_384
 
@@ -38,7 +40,7 @@ class HnswIndex:
     """
 
     def __init__(
-        self, dim: int, *, version: str, links: float = 32, construction: float = 100, breadth: float = 2.0
+        self, dim: int, *, version: str, links: float = 32, construction: float = 40, breadth: float = 2.5
     ) -> None:
         if dim < 1 or links < 2 or construction < 1 or breadth < 1:
             raise ValueError("dim, construction and breadth must be at least 1, links at least 2")
@@ -114,28 +116,28 @@ class HnswIndex:
     def search(self, query: Floats, limit: int, allowed: Allowed | None = None) -> Scored:
         """About the best `limit` for query [dim]; never fewer than there are. Raises ValueError.
 
-        With `allowed` the walk widens once, by the share that passed; a filter too selective for that is
-        answered exactly, by a scan. `allowed` is called outside of any lock.
+        With `allowed` the walk is as wide as the share that passes, of a sample, asks for; a filter too
+        selective for that is answered exactly, by a scan. `allowed` is called outside of any lock.
         """
         query = checked_query(query, self.dim)
         if limit <= 0:
             return Scored.none()
-        wanted = limit if allowed is None else max(2 * limit, 128)
-        found = self._walk(query, wanted)
+        found = self._walk(query, limit if allowed is None else self._widened(limit, allowed))
         if found is not None and allowed is not None:
             passed = allowed(found.keys)
-            if passed.sum() < limit:
-                # A quarter more than the share of the first walk asks for: what passes is seldom spread evenly.
-                found = self._walk(
-                    query, 5 * limit * len(found) // (4 * int(passed.sum())) if passed.any() else len(self)
-                )
-                passed = allowed(found.keys) if found is not None else passed
-            if found is not None:
-                found = Scored(found.keys[passed], found.scores[passed])
+            found = Scored(found.keys[passed], found.scores[passed])
         if found is None or len(found) < limit:
             return self._scan(query, limit, allowed)
         order = np.lexsort((found.keys, -found.scores))[:limit]
         return Scored(found.keys[order], found.scores[order])
+
+    def _widened(self, limit: int, allowed: Allowed) -> int:
+        """How many neighbours to ask for so that `limit` of them pass: a quarter more than the share says."""
+        with self._lock.read():
+            keys = self._keys[: int(self._graph.ntotal)]
+        sample = keys[:: len(keys) // SAMPLE + 1]
+        passed = int(allowed(sample).sum())
+        return 5 * limit * len(sample) // (4 * passed) + 16 if passed else max(limit, len(keys))
 
     def _walk(self, query: Floats, limit: int) -> Scored | None:
         """`limit` near neighbours by the graph; None where a scan is as cheap, or the walk came back short."""

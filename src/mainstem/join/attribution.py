@@ -145,6 +145,7 @@ class Attribution:
             inputs=inputs[rows],
             labels=labels,
             negative_rate=np.ones(len(rows), np.float32),
+            fresh=np.zeros(len(rows), np.bool_),
             weight=np.ones(len(rows), np.float32),
             keys=np.array([key64(item.entity_type, item.entity, served.tenant) for item in items], np.uint64),
             offsets=np.array([0, len(rows)], np.int64),

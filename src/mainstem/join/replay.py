@@ -24,25 +24,25 @@ from mainstem.schema.time import parse_duration
 
 __all__ = ["Replay", "StoredRequest"]
 
-Retrieve = Callable[[Context, FeatureView, bool], Keys]
-Inputs = Callable[[Context, FeatureView, Keys, bool], Floats]
+Retrieve = Callable[[Context, FeatureView], Keys]
+Inputs = Callable[[Context, FeatureView, Keys], Floats]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRequest:
-    """A visit with the context that stands for its request, and whether it asked for new entities only."""
+    """A visit with the context that stands for its request."""
 
     visit: Visit
     context: Context
-    new_only: bool = False
 
 
 class Replay:
     """Makes Examples of requests, in time order, folding the events between them into `features`.
 
     `events` are all events in log order, by time; `features` is private and may already hold a prefix.
-    `retrieve(context, view, new_only)` gives the candidates, `inputs(context, view, keys, new_only)` the
-    matrix [n, f]; both are serving's own.
+    `retrieve(context, view)` gives the candidates, `inputs(context, view, keys)` the matrix [n, f]; both are
+    serving's own. All positives among the candidates are kept and at most `negatives` others: two fifths of
+    them from what the user had before, the rest from what is new to them, each drawn evenly.
     """
 
     def __init__(
@@ -85,31 +85,41 @@ class Replay:
                 yield made
 
     def _one(self, request: StoredRequest, view: FeatureView) -> Examples | None:
-        candidates = self.retrieve(request.context, view, request.new_only)
+        candidates = self.retrieve(request.context, view)
         labels = self._labels(request.visit, candidates)
-        positive = np.nan_to_num(labels).any(axis=1)
+        positive: NDArray[np.bool_] = np.any(np.nan_to_num(labels) != 0, axis=1)
         if not positive.any():
             return None
-        others = np.flatnonzero(~positive)
-        kept = min(self.negatives, len(others))
-        chosen = np.concatenate([np.flatnonzero(positive), self._rng.choice(others, kept, replace=False)])
-        rate = kept / len(others) if kept else 1.0
-        keys = candidates[chosen]
+        fresh = ~np.isin(candidates, view.counts().keys)
+        chosen, rate = self._draw(positive, fresh)
         return Examples(
-            inputs=self.inputs(request.context, view, keys, request.new_only),
+            inputs=self.inputs(request.context, view, candidates[chosen]),
             labels=labels[chosen],
-            negative_rate=np.full(len(chosen), rate, np.float32),
+            negative_rate=rate,
+            fresh=fresh[chosen],
             weight=np.ones(len(chosen), np.float32),
-            keys=keys,
+            keys=candidates[chosen],
             offsets=np.array([0, len(chosen)], np.int64),
             time=np.array([request.visit.time], np.int64),
             user=np.array([request.visit.user], np.uint64),
         )
 
+    def _draw(self, positive: NDArray[np.bool_], fresh: NDArray[np.bool_]) -> tuple[NDArray[np.int64], Floats]:
+        """Places of all positives and of the negatives drawn, and which share of its stratum's negatives was kept."""
+        rate = np.ones(len(positive), np.float32)
+        chosen = [np.flatnonzero(positive)]
+        for stratum, most in ((~fresh, self.negatives * 2 // 5), (fresh, self.negatives - self.negatives * 2 // 5)):
+            others = np.flatnonzero(stratum & ~positive)
+            kept = min(most, len(others))
+            chosen.append(np.sort(self._rng.choice(others, kept, replace=False)))
+            rate[stratum] = kept / len(others) if kept else 1.0
+        places = np.concatenate(chosen)
+        return places, rate[places]
+
     def _labels(self, visit: Visit, keys: Keys) -> Floats:
         """Labels [n, h] of `keys` from the user's events within each head's window after the visit's start."""
-        first = np.searchsorted(self._users, visit.user, side="left")
-        last = np.searchsorted(self._users, visit.user, side="right")
+        user = np.uint64(visit.user)  # a Python int would turn the whole column into floats
+        first, last = np.searchsorted(self._users, user, "left"), np.searchsorted(self._users, user, "right")
         rows = self._by_user[first:last]
         time = self.events.time[rows]
         labels = np.empty((len(keys), len(self.heads)), np.float32)

@@ -129,7 +129,7 @@ class Pipeline:
             trail.degraded.append(Degraded(stage="score", what="model", why=str(reason)))
             name = RELATION if relation else "fused"
             return None, candidates.fused[:, None], (name,), np.zeros((len(candidates), 0), np.float32)
-        values = rank_inputs(model, question.context, view, question.tenant, candidates.keys, question.new_only)
+        values = rank_inputs(model, question.context, view, question.tenant, candidates.keys)
         scores, heads = model.scores(values), model.heads
         if relation:
             tie = self._relation(candidates)

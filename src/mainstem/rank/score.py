@@ -21,8 +21,9 @@ RELATION = "relation"
 class ModelVersion:
     """One trained version, ready to answer: towers, their index (law 8: they swap together), ranking network.
 
-    `user_vector(context, view, tenant)` -> float32 [dim]; `scores(x [n, f])` -> float32 [n, len(heads)],
-    probabilities or values; `embed(keys)` -> unit vectors [n, dim] for the index; `inputs` names the columns of x: the features and whatever `rank_inputs` adds.
+    `user_vector(context, view, tenant)` -> float32 [dim]; `embed(keys)` -> unit vectors [n, dim] for the index;
+    `scores(x [n, f])` -> float32 [n, len(heads)], probabilities or values; `inputs` names the columns of x: the
+    features and what `rank_inputs` adds.
     """
 
     line: str
@@ -35,15 +36,12 @@ class ModelVersion:
     embed: Callable[[Keys], Floats]
 
 
-def rank_inputs(
-    model: ModelVersion, context: Context, view: FeatureView, tenant: str, keys: Keys, new_only: bool
-) -> Floats:
-    """What the ranking network eats: feature values, retrieval score, and the request's restriction: [n, f].
+def rank_inputs(model: ModelVersion, context: Context, view: FeatureView, tenant: str, keys: Keys) -> Floats:
+    """What the ranking network eats: feature values, then the retrieval score (`two_tower`): [n, f].
 
     The one definition used by serving and by training's replay alike.
     """
     values = view.values(keys)
     user = model.user_vector(context, view, tenant)
     affinity = model.index.vectors(keys) @ user if user.any() else np.zeros(len(keys), np.float32)
-    restricted = np.full(len(keys), float(new_only), np.float32)
-    return np.column_stack([values, affinity, restricted]).astype(np.float32, copy=False)
+    return np.column_stack([values, affinity]).astype(np.float32, copy=False)

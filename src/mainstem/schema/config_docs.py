@@ -27,7 +27,8 @@ _HEAD = """\
 - An empty value (`features:` with nothing after it, `home:` in `canvases`) means the defaults.
 - A key given twice is refused, with both lines.
 - Durations are a number and one of `ms`, `s`, `m`, `h`, `d`, `w`, as in `200ms` or `30d`.
-- `mainstem.schema.config_file.json_schema()` is the JSON Schema, for completion and checks in editors.
+- `mainstem config check` reads a file and says what is wrong; `mainstem config schema` prints the JSON Schema, for
+  completion and checks in editors.
 
 <!-- Made by mainstem.schema.config_docs from the models; do not edit by hand. -->
 """

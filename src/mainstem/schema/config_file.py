@@ -23,7 +23,7 @@ from mainstem.schema.errors import ConfigError
 
 __all__ = ["default_of", "flow", "inner", "json_schema", "load", "parse", "storage_urls", "template"]
 
-Path_ = tuple[str | int, ...]
+Place = tuple[str | int, ...]
 
 
 def load(path: str | Path) -> Config:
@@ -56,7 +56,7 @@ def parse(text: str, name: str = "mainstem.yaml") -> Config:
         raise ConfigError(f"{name}:1: not YAML: {error}") from error
     if node is None or found is None:
         return Config()
-    lines: dict[Path_, int] = {}
+    lines: dict[Place, int] = {}
     try:
         problems = list(_walk(node, (), lines))
     except RecursionError as error:
@@ -71,7 +71,7 @@ def parse(text: str, name: str = "mainstem.yaml") -> Config:
     raise ConfigError("\n".join(f"{name}:{line}: {text}" for line, text in sorted(set(problems))))
 
 
-def _walk(node: yaml.Node, path: Path_, lines: dict[Path_, int]) -> Iterator[tuple[int, str]]:
+def _walk(node: yaml.Node, path: Place, lines: dict[Place, int]) -> Iterator[tuple[int, str]]:
     """Note the line of every path below `node`; the problems that pydantic cannot see."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
@@ -123,7 +123,7 @@ def inner(annotation: object) -> object:
     return inner(rest[0]) if _takes_none(annotation) and len(rest) == 1 else annotation
 
 
-def _at(path: Path_) -> object:
+def _at(path: Place) -> object:
     """The type that the configuration has at `path`."""
     annotation: object = Config
     for step in path:
@@ -137,10 +137,10 @@ def _at(path: Path_) -> object:
     return inner(annotation)
 
 
-def _explain(detail: ErrorDetails, lines: Mapping[Path_, int]) -> tuple[int, str]:
+def _explain(detail: ErrorDetails, lines: Mapping[Place, int]) -> tuple[int, str]:
     """(line, text) of one of pydantic's errors."""
     in_key = "[key]" in detail["loc"]
-    path: Path_ = tuple(step for step in detail["loc"] if step != "[key]")
+    path: Place = tuple(step for step in detail["loc"] if step != "[key]")
     message = detail["msg"].removeprefix("Value error, ")
     given = detail["input"]
     if detail["type"] == "extra_forbidden":
@@ -166,17 +166,17 @@ def _explain(detail: ErrorDetails, lines: Mapping[Path_, int]) -> tuple[int, str
     return _line(path, lines), f"{_dotted(path)}: {message}"
 
 
-def _choices(path: Path_, keys: bool) -> list[str]:
+def _choices(path: Place, keys: bool) -> list[str]:
     annotation = _at(path)
     if keys:
         annotation = inner(get_args(annotation)[0])
     return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
-def _from_validator(message: str, lines: Mapping[Path_, int]) -> tuple[Path_, str]:
+def _from_validator(message: str, lines: Mapping[Place, int]) -> tuple[Place, str]:
     """The path that a check across sections names at the start of its message, and what it says."""
     head, _, rest = message.partition(": ")
-    path: Path_ = tuple(head.split("."))
+    path: Place = tuple(head.split("."))
     if match := re.match(r"'(.*)' is not among (\w+): (.*)", rest):
         near = _nearest(match[1], match[3].split(", "))
         rest += f";{near}" if near else ""
@@ -199,14 +199,14 @@ def _shown(value: object) -> str:
     return "a list" if isinstance(value, list) else repr(value)
 
 
-def _line(path: Path_, lines: Mapping[Path_, int]) -> int:
+def _line(path: Place, lines: Mapping[Place, int]) -> int:
     """The line of `path`, or of the nearest thing around it that the file holds."""
     while path and path not in lines:
         path = path[:-1]
     return lines.get(path, 1)
 
 
-def _dotted(path: Path_) -> str:
+def _dotted(path: Place) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".") or "the file"
 
 

@@ -20,8 +20,9 @@ class Examples:
 
     inputs   float32 [n, f]  what the ranking network eats, as of the request (law 4)
     labels   float32 [n, h]  per head; NaN where it is not known (a value head without an event, a pending window)
-    negative_rate float32 [n]  share of its group's negatives that were kept, the same for all rows of a group:
-                             the log-odds correction of losses.binary
+    negative_rate float32 [n]  share of the negatives of its group and stratum (fresh or not) that were kept, the
+                             same for positives and negatives: the log-odds correction
+    fresh    bool    [n]     new to the user: not among what they had before
     weight   float32 [n]
     keys     uint64  [n]
     offsets  int64   [g + 1]
@@ -32,6 +33,7 @@ class Examples:
     inputs: Floats
     labels: Floats
     negative_rate: Floats
+    fresh: NDArray[np.bool_]
     weight: Floats
     keys: Keys
     offsets: NDArray[np.int64]
@@ -49,6 +51,7 @@ class Examples:
             inputs=np.concatenate([part.inputs for part in parts]),
             labels=np.concatenate([part.labels for part in parts]),
             negative_rate=np.concatenate([part.negative_rate for part in parts]),
+            fresh=np.concatenate([part.fresh for part in parts]),
             weight=np.concatenate([part.weight for part in parts]),
             keys=np.concatenate([part.keys for part in parts]),
             offsets=np.concatenate([[0], np.cumsum(sizes)]),
@@ -62,8 +65,8 @@ class Examples:
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][which] - offsets[:-1], sizes)
         return Examples(
-            self.inputs[rows], self.labels[rows], self.negative_rate[rows], self.weight[rows], self.keys[rows],
-            offsets, self.time[which], self.user[which],
+            self.inputs[rows], self.labels[rows], self.negative_rate[rows], self.fresh[rows], self.weight[rows],
+            self.keys[rows], offsets, self.time[which], self.user[which],
         )  # fmt: skip
 
     def segment(self) -> NDArray[np.int64]:

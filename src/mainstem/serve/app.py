@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import cast
 from urllib.parse import quote
 
 from litestar import Litestar
@@ -33,7 +32,7 @@ MAX_BODY = 32 * 1024 * 1024
 def create_app(
     engine: Engine,
     *,
-    append_threads: int = 32,
+    append_threads: int = 64,
     slate_threads: int = 8,
     waiting: int = 512,
     max_body: int = MAX_BODY,
@@ -89,7 +88,7 @@ class _Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP:
-            await self._answer(cast("HTTPScope", scope), receive, send)
+            await self._answer(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

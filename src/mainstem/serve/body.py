@@ -63,11 +63,11 @@ def _named(message: str, root: str, inside: Mapping[str, tuple[str, ...]]) -> Fa
         return Fault(_join(root, f"{tail}.{unknown[1][:80]}"), "is not known here", hint=hint)
     if missing := re.fullmatch(r"Object missing required field `(.*)`", what):
         return Fault(_join(root, f"{tail}.{missing[1]}"), "is required")
-    return Fault(_join(root, tail) or "body", _reason(what))
+    return Fault(_join(root, tail), _reason(what))
 
 
 def _join(root: str, tail: str) -> str:
-    return (root + tail).lstrip(".")
+    return (root + tail).lstrip(".") or "body"
 
 
 def _reason(what: str) -> str:
@@ -108,6 +108,8 @@ def query_of(query: bytes, shape: type[T]) -> T:
         raise error if isinstance(error, Fault) else Fault("query", "has too many fields", status=400) from None
     given: dict[str, str] = {}
     for name, value in pairs:
+        if not name:
+            raise Fault("query", "has a value without a name")
         if name in given:
             raise Fault(name[:80], "is given twice")
         given[name] = value

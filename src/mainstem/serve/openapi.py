@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -31,7 +32,7 @@ class _Document(OpenAPIRenderPlugin):
 
 
 def openapi_config() -> OpenAPIConfig:
-    """Litestar's part: paths, path parameters, summaries from the handlers' docstrings."""
+    """Litestar's part: paths, methods, summaries from the handlers' docstrings."""
     return OpenAPIConfig(
         title="Mainstem",
         version="1",
@@ -72,8 +73,11 @@ def _with_wire(schema: dict[str, Any], app: Litestar) -> dict[str, Any]:
         operation = schema["paths"][path][method]
         opt = handler.opt
         operation["summary"] = operation.get("description", "")
+        parameters = [_segment(name) for name in re.findall(r"{(\w+)}", path)]
         if "query" in opt:
-            operation.setdefault("parameters", []).extend(_parameters(components[opt["query"].__name__]))
+            parameters += _parameters(components[opt["query"].__name__])
+        if parameters:
+            operation["parameters"] = parameters
         if "body" in opt:
             forms = [shape_of[form] for form in opt["body"]]
             body = forms[0] if len(forms) == 1 else {"anyOf": forms}
@@ -90,6 +94,10 @@ def _with_wire(schema: dict[str, Any], app: Litestar) -> dict[str, Any]:
 
 def _json(shape: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": shape}}
+
+
+def _segment(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def _parameters(shape: dict[str, Any]) -> list[dict[str, Any]]:

@@ -35,6 +35,12 @@ def _surface(request: Asked) -> Surface:
     return surface
 
 
+def _at(request: Asked, name: str) -> str:
+    """A segment of the path as it was sent, still percent-encoded."""
+    segment: str = request.path_params[name]
+    return segment
+
+
 def _json(body: bytes, status: int = 200) -> Response[bytes]:
     return Response(body, status_code=status, media_type=MediaType.JSON)
 
@@ -62,33 +68,41 @@ async def put_entities(request: Asked) -> Response[bytes]:
     tags=["write"],
     opt={"body": (wire.EntityPatchIn,), "answer": wire.Accepted},
 )
-async def patch_entity(request: Asked, entity_type: str, entity_id: str) -> Response[bytes]:
+async def patch_entity(request: Asked) -> Response[bytes]:
     """Change some fields of one entity, such as stock or price."""
     surface = _surface(request)
-    return _json(await surface.appends.run(surface.answers.patch, entity_type, entity_id, await request.body()))
+    return _json(
+        await surface.appends.run(
+            surface.answers.patch, _at(request, "entity_type"), _at(request, "entity_id"), await request.body()
+        )
+    )
 
 
 @delete(
     "/v1/entities/{entity_type:str}/{entity_id:str}", status_code=200, tags=["write"], opt={"answer": wire.Accepted}
 )
-async def delete_entity(request: Asked, entity_type: str, entity_id: str) -> Response[bytes]:
+async def delete_entity(request: Asked) -> Response[bytes]:
     """Take one entity out of the catalogue."""
     surface = _surface(request)
-    return _json(await surface.appends.run(surface.answers.delete, entity_type, entity_id))
+    return _json(
+        await surface.appends.run(surface.answers.delete, _at(request, "entity_type"), _at(request, "entity_id"))
+    )
 
 
 @get("/v1/entities/{entity_type:str}/{entity_id:str}", tags=["read"], opt={"answer": wire.EntityOut})
-async def get_entity(request: Asked, entity_type: str, entity_id: str) -> Response[bytes]:
+async def get_entity(request: Asked) -> Response[bytes]:
     """What the catalogue knows of one entity."""
     surface = _surface(request)
-    return _json(await surface.slates.run(surface.answers.entity, entity_type, entity_id))
+    return _json(
+        await surface.slates.run(surface.answers.entity, _at(request, "entity_type"), _at(request, "entity_id"))
+    )
 
 
 @delete("/v1/users/{user_id:str}", status_code=202, tags=["write"], opt={"answer": wire.Accepted})
-async def erase_user(request: Asked, user_id: str) -> Response[bytes]:
+async def erase_user(request: Asked) -> Response[bytes]:
     """Forget a user: everything kept under this id goes, and events that are sent again stay out."""
     surface = _surface(request)
-    return _json(await surface.appends.run(surface.answers.erase, user_id), 202)
+    return _json(await surface.appends.run(surface.answers.erase, _at(request, "user_id")), 202)
 
 
 @post("/v1/slates", status_code=200, tags=["read"], opt={"body": (wire.SlateIn,), "answer": wire.SlateOut})
@@ -99,17 +113,21 @@ async def post_slates(request: Asked) -> Response[bytes]:
 
 
 @get("/v1/users/{user_id:str}/slate", tags=["read"], opt={"query": wire.SlateQuery, "answer": wire.SlateOut})
-async def get_user_slate(request: Asked, user_id: str) -> Response[bytes]:
+async def get_user_slate(request: Asked) -> Response[bytes]:
     """The short form of a question about one user."""
     surface = _surface(request)
-    return _json(await surface.slates.run(surface.answers.user_slate, user_id, request.scope["query_string"]))
+    return _json(
+        await surface.slates.run(surface.answers.user_slate, _at(request, "user_id"), request.scope["query_string"])
+    )
 
 
 @get("/v1/items/{item_id:str}/similar", tags=["read"], opt={"query": wire.SimilarQuery, "answer": wire.SlateOut})
-async def get_similar(request: Asked, item_id: str) -> Response[bytes]:
+async def get_similar(request: Asked) -> Response[bytes]:
     """Items like this one, by the canvas `similar`."""
     surface = _surface(request)
-    return _json(await surface.slates.run(surface.answers.similar, item_id, request.scope["query_string"]))
+    return _json(
+        await surface.slates.run(surface.answers.similar, _at(request, "item_id"), request.scope["query_string"])
+    )
 
 
 @get("/healthz", tags=["process"], opt={"answer": wire.Health})

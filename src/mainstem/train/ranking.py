@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mainstem.models import Ranker
+from mainstem.models.jagged import segment_sum
 from mainstem.models.losses import binary, listwise_softmax, value
 from mainstem.schema.config import HeadConfig, TrainConfig
 from mainstem.schema.examples import Examples
@@ -44,18 +45,40 @@ def _tensors(examples: Examples) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor
 
 def ranking_loss(ranker: Ranker, examples: Examples, heads: Sequence[HeadConfig]) -> Tensor:
     """Sum over heads of their weighted loss on these examples. Labels that are NaN do not count."""
-    x, labels, offsets, weight, _ = _tensors(examples)
+    x, labels, offsets, weight, rate = _tensors(examples)
+    fresh = torch.from_numpy(examples.fresh)
     logits = ranker(x)
     total = torch.zeros(())
     for column, head in enumerate(heads):
         known = labels[:, column].isfinite()
         target = torch.nan_to_num(labels[:, column])
         if head.type == "binary":
-            per_group = weight[offsets[:-1].clamp(max=len(weight) - 1)]
-            loss = listwise_softmax(logits[:, column], target * known, offsets, per_group)
+            loss = _listwise(logits[:, column], target * known, rate, fresh, offsets, weight)
         else:
             loss = value(logits[:, column], target, weight * known)
         total = total + head.weight * loss
+    return total
+
+
+# Weight of the second softmax, among what is new to the user alone: slates with `new_only` are one use of the
+# same scores, and there the first softmax, won by what is bought again and again, teaches little.
+FRESH_WEIGHT = 0.5
+
+
+def _listwise(logits: Tensor, gains: Tensor, rate: Tensor, fresh: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    """Softmax over the slate's candidates, and over the fresh ones among them.
+
+    A negative stands for 1/rate of its kind, so its logit is raised by -log(rate) (sampled softmax, Bengio &
+    Senecal 2008, eq. 11). A slate with k positives counts sqrt(k): between once a slate and once a positive.
+    """
+    corrected = logits - torch.where(gains > 0, torch.zeros_like(rate), rate.log())
+    total = torch.zeros(())
+    for kept, share in ((torch.ones_like(fresh), 1.0), (fresh, FRESH_WEIGHT)):
+        gain = gains * kept
+        positives = segment_sum(gain, offsets)
+        first = weight[offsets[:-1].clamp(max=len(weight) - 1)]
+        scores = corrected.masked_fill(~kept, -1e9)
+        total = total + share * listwise_softmax(scores, gain, offsets, first * positives.sqrt())
     return total
 
 

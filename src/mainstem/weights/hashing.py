@@ -21,8 +21,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def compiled(function: Function) -> Function:
-    """`function` as machine code that runs without the interpreter lock, kept on disk between processes."""
-    return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    """`function` as machine code that runs without the interpreter lock, kept on disk between processes.
+
+    Where no folder for it can be written (a read-only container), each process compiles anew: seconds, once.
+    """
+    try:
+        return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    except RuntimeError:
+        return cast(Function, numba.njit(nogil=True)(function))
 
 
 def slots_for(count: int) -> int:

@@ -34,9 +34,9 @@ def _initialise(out: Floats, keys: Keys, seed: np.uint64, scale: float) -> None:
 
 @compiled
 def _rowwise_adagrad(
-    values: Floats, accumulators: Floats, rows: Rows, gradients: Floats, learning_rate: float, epsilon: float
+    values: Floats, accumulators: Floats, rows: Rows, gradients: Floats, squares: Floats, learning_rate: float
 ) -> None:
-    """values[r] -= rate * g / (sqrt(a) + epsilon) after a += mean(g^2): one accumulator a row.
+    """values[r] -= rate * g / (sqrt(a) + epsilon) after a += squares[r], the mean of g^2: one accumulator a row.
 
     Duchi et al. 2011, section 1.1, with the row's mean in place of each coordinate's own square, as DLRM
     (Naumov et al. 2019) and TorchRec's EXACT_ROWWISE_ADAGRAD do.
@@ -46,11 +46,8 @@ def _rowwise_adagrad(
         row = rows[i]
         if row < 0:
             continue
-        total = 0.0
-        for c in range(dim):
-            total += np.float64(gradients[i, c]) ** 2
-        accumulators[row] += np.float32(total / dim)
-        step = np.float32(learning_rate / (np.sqrt(np.float64(accumulators[row])) + epsilon))
+        accumulators[row] += squares[i]
+        step = np.float32(learning_rate / (np.sqrt(np.float64(accumulators[row])) + _EPSILON))
         for c in range(dim):
             values[row, c] -= step * gradients[i, c]
 
@@ -121,9 +118,10 @@ class MemoryTable:
         fault = _first_fault(self._row_keys, rows)
         if fault >= 0:
             raise ValueError(f"rows[{fault}] = {rows[fault]} is not in use or is named twice")
-        if not np.isfinite(gradients).all():
+        squares: Floats = np.einsum("ij,ij->i", gradients, gradients) / np.float32(self.dim)
+        if not np.isfinite(squares).all():
             raise ValueError("gradients must be finite: one bad step would spoil the rows for good")
-        _rowwise_adagrad(self._values, self._accumulators, rows, gradients, learning_rate, _EPSILON)
+        _rowwise_adagrad(self._values, self._accumulators, rows, gradients, squares, learning_rate)
 
     def delete(self, keys: Keys) -> int:
         rows = remove(self._slot_keys, self._slot_rows, _as_keys(keys))

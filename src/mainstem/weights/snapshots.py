@@ -280,16 +280,20 @@ def _known(version: str) -> str:
 
 
 def _seal(manifest: Manifest) -> bytes:
-    body = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    return _sealed(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+
+
+def _sealed(body: bytes) -> bytes:
     return b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'",\n"manifest": ' + body + b"}\n"
 
 
 def _unseal(data: bytes, name: str) -> Manifest:
     try:
-        sealed = msgspec.json.decode(data, type=_Sealed)
-        if hashlib.sha256(bytes(sealed.manifest)).hexdigest() != sealed.sha256:
+        body = msgspec.json.decode(data, type=_Sealed).manifest
+        # every byte counts, those outside the body too
+        if data != _sealed(bytes(body)):
             raise StoreError(f"{name} is damaged")
-        return msgspec.json.decode(sealed.manifest, type=Manifest)
+        return msgspec.json.decode(body, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{name} is damaged: {error}") from error
 

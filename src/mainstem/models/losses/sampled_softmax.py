@@ -62,11 +62,12 @@ def sampled_softmax(
     """
     if targets is None:
         targets = torch.arange(len(users), device=users.device)
-    distinct, group = keys.unique(return_inverse=True)
+    distinct, group = torch.unique(keys, return_inverse=True)
     places = torch.arange(len(keys), device=keys.device)
     first = places.new_full((len(distinct),), len(keys)).scatter_reduce(0, group, places, "amin")
     target = group[targets]
-    logits = users @ candidates[first].T / temperature - log_q[first]
+    # one fused product: the [b, c] matrix is the largest thing here by far, and is passed over once
+    logits = torch.addmm(-log_q[first], users / temperature, candidates[first].T)
     if excluded is not None:
         own = functional.one_hot(target, len(distinct)).bool()
         logits = logits.masked_fill(excluded[:, first] & ~own, -torch.inf)
