@@ -90,9 +90,14 @@ def ingest(
 @app.command
 def train(*, config: ConfigFile = DEFAULT, json_: Annotated[bool, Parameter(name="--json")] = False) -> None:
     """Learn from the log and publish a snapshot; a server that runs takes it into use by itself."""
-    with _loop(config) as loop, _progress() as show:
-        loop.catch_up(show)
-        report = loop.train(show)
+    from mainstem import curriculum
+    from mainstem.assemble import open_log
+
+    settings = _config(config)
+    log = open_log(settings, config.parent)
+    with _progress() as show:
+        report = curriculum.train(settings, log, config.parent, show)
+    log.close()
     if json_:
         print(json.dumps({"version": report.version, "metrics": report.metrics, "seconds": report.seconds}))
         return

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from mainstem.assemble import Parts, assemble, examples_of
+from mainstem import curriculum
+from mainstem.assemble import Parts, assemble
 from mainstem.schema.config import Config
 from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.ids import key64
@@ -39,7 +40,7 @@ class Loop:
     """
 
     def __init__(self, config: Config, base: Path = Path(), *, follow: bool = False) -> None:
-        self.config = config
+        self.config, self.base = config, base
         self.parts: Parts = assemble(config, base)
         self.following = follow
         self.parts.keeper.refresh()
@@ -63,7 +64,7 @@ class Loop:
 
     def train(self, progress: Progress = silent) -> TrainingReport:
         """Learn from the log, publish a snapshot, take it into use."""
-        report = self.parts.trainer.run(examples_of(self.parts, progress), progress)
+        report = curriculum.train(self.config, self.parts.log, self.base, progress)
         self.parts.keeper.refresh()
         return report
 

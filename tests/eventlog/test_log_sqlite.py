@@ -263,6 +263,16 @@ def test_group_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert log.end() == Position.at(17)
 
 
+def test_commits_are_synced(tmp_path: Path) -> None:
+    """A killed process does not show it (the system still writes what it was given), a power cut would."""
+    with open_tiny(tmp_path) as log:
+        log.append(batch_of(0))
+        writer = log._store._writer
+        assert writer is not None
+        assert writer.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 def test_one_writer_many_readers(tmp_path: Path) -> None:
     with open_tiny(tmp_path) as writer, open_tiny(tmp_path) as reader:
         seen = writer.append(batch_of(0)).position

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from mainstem.schema.errors import StoreError
 
-__all__ = ["IdRun", "Ids", "durably", "publish"]
+__all__ = ["IdRun", "Ids", "durably", "publish", "sync_folder"]
 
 _MAGIC = b"MSIDS\x01\0\0"
 _HEADER = 32
@@ -51,7 +51,12 @@ def durably(path: Path, parts: Sequence[bytes]) -> None:
 def publish(temp: Path, path: Path) -> None:
     """Rename the synced `temp` to `path`, durably."""
     temp.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make what was created or renamed in the folder durable."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

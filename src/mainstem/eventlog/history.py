@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mainstem.eventlog.admission import decode_many
-from mainstem.eventlog.dedup import publish
+from mainstem.eventlog.dedup import publish, sync_folder
 from mainstem.schema.errors import StoreError
 from mainstem.schema.records import Erase, Event, LogRecord, Served
 
@@ -158,6 +158,7 @@ class History:
     def write(self, first: int, chunks: Iterable[list[bytes]]) -> Range:
         """Write one range of chunks of ROW_GROUP encoded records (the last may be shorter); durable on return."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(self.folder.parent)
         temp = self.folder / f"range-{first:020d}.parquet.tmp"
         last = first
         with temp.open("wb") as file:

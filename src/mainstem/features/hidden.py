@@ -17,7 +17,7 @@ ROW = np.dtype([("entity", "u8"), ("time", "i8")])
 
 
 class Hidden:
-    """Table `hidden`: a list of ROW per user, one per entity, in the order of hiding."""
+    """Table `hidden`: a list of ROW per user, one per entity, in the order of their latest hiding."""
 
     name = "hidden"
 
@@ -35,8 +35,9 @@ class Hidden:
 
     def _extend(self, user: int, rows: Records, state: Overlay) -> None:
         rows = np.concatenate([np.frombuffer(state.get("hidden", [user])[0] or b"", ROW), rows])
-        _, first = np.unique(rows["entity"], return_index=True)
-        state.put("hidden", [user], [rows[np.sort(first)][-self.bound :].tobytes()])
+        rows = rows[::-1]  # the latest hiding of each counts: then the order of forgetting knows no batches
+        _, latest = np.unique(rows["entity"], return_index=True)
+        state.put("hidden", [user], [rows[np.sort(latest)[: self.bound]][::-1].tobytes()])
 
     def keys(self, reading: Reading) -> Keys:
         """Hidden entities of the reading's user, ascending."""

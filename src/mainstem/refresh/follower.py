@@ -28,8 +28,6 @@ Sink = Callable[[Sequence[Entity], Sequence[int]], None]
 class Follower:
     """Keeps `catalog` and `features` current with `log`; `sinks` hear of changed entities afterwards."""
 
-    name = "state"
-
     def __init__(
         self,
         log: Log,
@@ -39,7 +37,9 @@ class Follower:
         *,
         place_extra: str | None = None,
         batch: int = 50_000,
+        name: str = "state",
     ) -> None:
+        self.name = name
         self.log, self.catalog, self.features = log, catalog, features
         self.sinks, self.place_extra, self.batch = sinks, place_extra, batch
         self.failure: Exception | None = None

@@ -44,6 +44,22 @@ class Examples:
         return len(self.time)
 
     @classmethod
+    def none(cls, inputs: int, heads: int) -> Examples:
+        """No groups, of these widths."""
+        empty = np.zeros(0, np.float32)
+        return cls(
+            inputs=np.zeros((0, inputs), np.float32),
+            labels=np.zeros((0, heads), np.float32),
+            negative_rate=empty,
+            fresh=np.zeros(0, np.bool_),
+            weight=empty,
+            keys=np.zeros(0, np.uint64),
+            offsets=np.zeros(1, np.int64),
+            time=np.zeros(0, np.int64),
+            user=np.zeros(0, np.uint64),
+        )
+
+    @classmethod
     def concat(cls, parts: Sequence[Examples]) -> Examples:
         """One after the other. Needs at least one part."""
         sizes = np.concatenate([np.diff(part.offsets) for part in parts])

@@ -1,0 +1,147 @@
+"""What training learns from: the log, read once, and replayed on private state with serving's own retrieval.
+
+It needs the log and nothing else, so `mainstem train` runs beside a server without touching its stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mainstem import catalog as catalogs
+from mainstem import features, weights
+from mainstem.assemble import ContentVectors, fingerprint, model_of, sources_of
+from mainstem.join import Replay, StoredRequest, Visit, visits
+from mainstem.join.sessions import session_starts
+from mainstem.rank import ModelVersion, Pipeline
+from mainstem.rank.score import rank_inputs
+from mainstem.schema.batch import EventBatch
+from mainstem.schema.config import Config
+from mainstem.schema.config_file import storage_urls
+from mainstem.schema.examples import Examples
+from mainstem.schema.ids import Keys
+from mainstem.schema.position import START, Position
+from mainstem.schema.protocols import FeatureStore, FeatureView, Floats, Log
+from mainstem.schema.records import Context, Event, SlateRequest
+from mainstem.train import Towers, Trainer, TrainingReport
+
+__all__ = ["Curriculum", "train"]
+
+# What the network sees beside the features (`rank_inputs` appends it).
+EXTRA_INPUTS = ("two_tower",)
+Progress = Callable[[str, int, int], None]
+
+
+def train(config: Config, log: Log, base: Path, progress: Progress, line: str = "main") -> TrainingReport:
+    """Learn from the log as it is now and publish a snapshot of `line`."""
+    source = Curriculum(config, log, progress)
+    try:
+        trainer = Trainer(config, source.catalog, weights.open(storage_urls(config, base).weights), line)
+        return trainer.run(source, progress)
+    finally:
+        source.close()
+
+
+class Curriculum:
+    """The log in columns, a catalogue as of its end, and examples by replay (`train.ExampleSource`).
+
+    `until`: event time (ms) at which to stop reading, for an evaluation that holds the rest back.
+    """
+
+    def __init__(self, config: Config, log: Log, progress: Progress, until: int | None = None) -> None:
+        self.config = config
+        self.position: Position = log.end()
+        self.catalog = catalogs.open("memory://", entities=config.entities)
+        self.users: dict[int, str] = {}
+        events = self._read(log, progress)
+        events = events.take(np.argsort(events.time, kind="stable"))
+        if until is not None:
+            events = events.take(events.time < until)
+        # Replay writes into a state of its own, whose positions count along this order.
+        self.events = replace(events, offset=np.arange(len(events)))
+        self.private = features.open("memory://", config, self.catalog)
+        self.content = ContentVectors.open(config, self.catalog)
+        self.fingerprint = fingerprint(config, self.private)
+        self.inputs = (*self.private.names, *EXTRA_INPUTS)
+
+    def close(self) -> None:
+        self.private.close()
+        self.catalog.close()
+
+    def _read(self, log: Log, progress: Progress) -> EventBatch:
+        """All events of the log up to `position`, in columns; entities go into the catalogue."""
+        seen, end, parts = START, self.position.offset(), list[EventBatch]()
+        place = self.config.features.place
+        while seen.offset() < end and (batch := log.read(seen, 50_000)).records:
+            self.catalog.write([r for r in batch.records if not isinstance(r, Event)], batch.next)
+            events = [record for record in batch.records if isinstance(record, Event)]
+            columns = EventBatch.of(events, place_extra=place)
+            self.users |= dict(zip(columns.user.tolist(), (event.user for event in events), strict=True))
+            parts.append(columns)
+            seen = batch.next
+            progress("reading the log", min(seen.offset(), end), end)
+        return EventBatch.concat(parts)
+
+    def session_starts(self, events: EventBatch, order: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The join's definition of where sessions begin."""
+        return session_starts(events, order)
+
+    def examples(
+        self, towers: Towers, start: int, cut: int, progress: Callable[[int, int], None]
+    ) -> tuple[Examples, Examples]:
+        """Examples of requests in [start, cut) and from `cut` on, by replay."""
+        requests = self._requests(start, cut)
+        model = model_of(towers, self.config, self.private.kinds, self.inputs, "training", self.catalog)
+        replay = self._replay(model)
+        made = []
+        for done, examples in enumerate(replay.examples(requests), 1):
+            made.append(examples)
+            progress(done, len(requests))
+        progress(len(requests), len(requests))
+        empty = Examples.none(len(self.inputs), len(self.config.heads))
+        train = [examples for examples in made if examples.time[0] < cut]
+        valid = [examples for examples in made if examples.time[0] >= cut]
+        return Examples.concat(train or [empty]), Examples.concat(valid or [empty])
+
+    def pipeline(self, store: FeatureStore, model: ModelVersion) -> Pipeline:
+        """Serving's four stages on `store` with `model`."""
+        return Pipeline(
+            self.config, self.catalog, store, sources_of(self.config, lambda: model, self.content), lambda: model
+        )
+
+    def _requests(self, start: int, cut: int) -> list[StoredRequest]:
+        """A sample of the visits that had one of the heads' events, as requests on the first canvas."""
+        wanted = self.events.where([head.event for head in self.config.heads.values()])
+        found = [visit for visit in visits(self.events.take(wanted)) if visit.time >= start]
+        rng = np.random.default_rng(self.config.train.seed)
+        most = self.config.train.ranking_slates
+        kept = _sample([visit for visit in found if visit.time < cut], most, rng)
+        kept += _sample([visit for visit in found if visit.time >= cut], max(most // 4, 1), rng)
+        canvas = next(iter(self.config.canvases))
+        return [
+            StoredRequest(visit, Context(canvas=canvas, user=self.users[visit.user], time=visit.time)) for visit in kept
+        ]
+
+    def _replay(self, model: ModelVersion) -> Replay:
+        config, pipeline = self.config, self.pipeline(self.private, model)
+
+        def retrieve(context: Context, view: FeatureView) -> Keys:
+            request = SlateRequest(context=context, deadline_ms=60_000, tenant=config.tenant)
+            return pipeline.candidates(request, view).keys
+
+        def inputs(context: Context, view: FeatureView, keys: Keys) -> Floats:
+            return rank_inputs(model, context, view, config.tenant, keys)
+
+        seed, negatives = config.train.seed, config.train.negatives
+        return Replay(self.events, self.private, config.heads, retrieve, inputs, negatives=negatives, seed=seed)
+
+
+def _sample(found: Sequence[Visit], most: int, rng: np.random.Generator) -> list[Visit]:
+    """At most so many, drawn evenly, order kept."""
+    if len(found) <= most:
+        return list(found)
+    return [found[i] for i in np.sort(rng.choice(len(found), most, replace=False))]
