@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,9 +116,18 @@ def serve(
     host: str | None = None,
     port: int | None = None,
     log_level: str = "info",
+    while_stdin_open: Annotated[
+        bool, Parameter(help="end when standard input closes: with the parent process")
+    ] = False,
 ) -> None:
     """Answer over HTTP. Binds to loopback unless told otherwise: there is no authentication."""
+    # One request is answered by one thread; small matrices only lose by more. Read when numpy and torch load.
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
     from mainstem.serve import run
+
+    if while_stdin_open:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with _loop(config, follow=True) as loop:
@@ -226,6 +238,11 @@ def config_schema() -> None:
     from mainstem.schema.config_file import json_schema
 
     print(json.dumps(json_schema(), indent=2))
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 # ---- what the commands share ---------------------------------------------------------------------

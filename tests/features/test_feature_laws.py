@@ -186,3 +186,12 @@ def test_folding_at_once_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "sequence", lambda pending, newest, rows: (rows, rows[:0], newest))
     with pytest.raises(AssertionError, match="differs"):
         check_nothing_leaks(memory(), FIXED[:4], FIXED[4:], START + 3 * HOUR)
+
+
+@pytest.mark.slow
+@settings(quick, max_examples=100)
+@given(events=logs(), late=logs(ordered=False), cuts=cuts)
+def test_the_laws_at_length(events: list[Event], late: list[Event], cuts: list[int]) -> None:
+    for config in (WORLD, TIGHT):
+        check_online_is_offline(memory(config), events, cuts)
+        check_cuts_change_nothing(memory(config), late, cuts)

@@ -30,6 +30,7 @@ from state_writer_process import BATCH, the_log
 import mainstem.features as features
 from mainstem.features.cooccurrence import ENTRY
 from mainstem.features.history import ROW
+from mainstem.features.mirror import distinct
 from mainstem.schema.config import FeatureConfig
 from mainstem.schema.errors import ConfigError, Incompatible, InvalidRecord, StoreError
 from mainstem.schema.ids import key64, keys64
@@ -298,3 +299,11 @@ def test_another_process_follows_the_writer(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="reading only"):
         write(reader, events[:1])
     reader.close()
+
+
+def test_distinct_keys_are_those_of_numpy() -> None:
+    keys = np.random.default_rng(0).integers(0, 300, 2000).astype(np.uint64) << np.uint64(40)
+    found, place = distinct(keys)
+    np.testing.assert_array_equal(found[place], keys)
+    np.testing.assert_array_equal(np.sort(found), np.unique(keys))
+    assert len(distinct(keys[:0])[0]) == 0

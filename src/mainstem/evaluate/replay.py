@@ -2,9 +2,9 @@
 
 For each basket, in event order:
 
-    1. ask the system, and every baseline, for a slate of k for this user at this time;
-       and, where the basket holds products new to the user, for a second one restricted to new ones
-    2. score the first on all of the basket's distinct products, the second on the new ones
+    1. ask the system, and every baseline, for a slate of k for this user at this time, and for a second one
+       restricted to what is new to the user
+    2. score the first on all of the basket's distinct products, the second on the new ones, if it has any
     3. checkpoint: the scores are now on record
     4. post the basket's events to the system; baselines learn it
 
@@ -129,7 +129,6 @@ class Replay:
         fresh = [item for item in items if item not in had]
         if items:
             self._ask(basket, "all", items)
-        if fresh:
             self._ask(basket, "new", fresh)
 
     def _ask(self, basket: Basket, restriction: Restriction, wanted: list[str]) -> None:
@@ -138,6 +137,8 @@ class Replay:
         slate = self._client.slate(basket.user, basket.time, new_only)
         results.slate_ms.add((self._clock() - began) * 1e3)
         results.slates += 1
+        if not wanted:  # a client cannot know that nothing in the basket is new; there is nothing to score
+            return
         results.add(basket.time, results.systems[0], restriction, *score_slate(slate, wanted, results.k))
         for baseline in self._baselines:
             slate = baseline.rank(basket.user, basket.time, results.k, new_only)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mainstem.features.compiled import compiled
 from mainstem.features.history import UserHistory
+from mainstem.features.mirror import distinct
 from mainstem.features.pending import Fold
 from mainstem.features.popularity import Popularity, best
 from mainstem.features.reading import Candidates, Reading
@@ -83,7 +84,7 @@ class Cooccurrence:
         if not len(fold.pair_event):
             return
         own = fold.rows["entity"][fold.pair_event]
-        entities, place = np.unique(np.concatenate([own, fold.pair_other]), return_inverse=True)
+        entities, place = distinct(np.concatenate([own, fold.pair_other]))
         blobs = state.get("neighbours", entities.tolist())
         width = ENTRY.itemsize
         length = np.array([len(blob) // width if blob else 0 for blob in blobs], np.int64)

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from threading import RLock
+from threading import Lock, RLock
 
 import msgspec
 import numpy as np
@@ -89,7 +89,8 @@ class Store:
         self.ranking = Ranking(ring, self._mirrors["item"])
         self.place_rows = PlaceRows(self._mirrors["place"])
         self._mirrored = -1
-        self._lock = RLock()
+        self._lock = RLock()  # of the mirrors and the overlay
+        self._writing = Lock()
         self._pending_overlay: tuple[int, Overlay] | None = None
         self._open()
 
@@ -123,12 +124,9 @@ class Store:
     def write(self, events: EventBatch, position: Position) -> None:
         """Fold events into the state and commit `position`, in one transaction (law 2). Events whose offset
         the state has passed are skipped, so that a batch may come twice."""
-        snapshot = self._backend.read()
-        try:
-            meta = self._meta(snapshot)
-            state = Overlay(snapshot)
+        with self._changing() as (state, meta, pending):
             rows = columns(events, self._kinds, Position.parse(meta.position).offset())
-            now, waiting, newest = sequence(self._pending(snapshot), meta.newest, rows)
+            now, waiting, newest = sequence(pending, meta.newest, rows)
             self._fold(now, state)
             state.put("meta", [_PENDING], [waiting.tobytes()])
             folded = [int(now["time"].max())] if len(now) else []
@@ -136,8 +134,6 @@ class Store:
             self._commit(state, _Meta(
                 meta.version, str(Position.parse(meta.position).merge(position)), newest, max(folded, default=None)
             ))  # fmt: skip
-        finally:
-            snapshot.close()
 
     def _fold(self, rows: Records, state: Overlay) -> None:
         """Fold events in order. An alias takes effect between those before and those after it."""
@@ -154,6 +150,7 @@ class Store:
                 self.hidden.write(Fold(hidden), state)
 
     def _merge(self, guest: int, user: int, state: Overlay) -> None:
+        """Later events under the guest's own key begin a new state of that key."""
         if guest != user:
             for feature in self._features:
                 feature.merge(guest, user, state)
@@ -196,11 +193,12 @@ class Store:
 
     @contextmanager
     def _changing(self) -> Iterator[tuple[Overlay, _Meta, Records]]:
-        snapshot = self._backend.read()
-        try:
-            yield Overlay(snapshot), self._meta(snapshot), self._pending(snapshot)
-        finally:
-            snapshot.close()
+        with self._writing:
+            snapshot = self._backend.read()
+            try:
+                yield Overlay(snapshot), self._meta(snapshot), self._pending(snapshot)
+            finally:
+                snapshot.close()
 
     # ---- reading -----------------------------------------------------------------------------------
 
@@ -214,8 +212,11 @@ class Store:
         return np.frombuffer(bytearray(snapshot.get("meta", [_PENDING])[0] or b""), EVENT)
 
     def position(self) -> Position:
-        with self._changing() as (_, meta, _):
-            return Position.parse(meta.position)
+        snapshot = self._backend.read()
+        try:
+            return Position.parse(self._meta(snapshot).position)
+        finally:
+            snapshot.close()
 
     def view(self, context: Context, tenant: str = "main") -> View:
         """A view for `context.user` at `context.time`, in ms. Raises InvalidRecord where the time is missing.
@@ -283,7 +284,13 @@ class Store:
     # ---- upkeep ------------------------------------------------------------------------------------
 
     def nbytes(self) -> dict[str, int]:
-        """Bytes per stored table, and of the mirrors in this process."""
+        """Bytes per stored table, and of the mirrors in this process.
+
+        At the default features, before the store's own overhead (a half as much again in LMDB): a user takes
+        48 + 56 per entity counted (2048 at most) + 40 per event in the history (100 at most); an item 264 + 16
+        per neighbour (64 at most); a pair of place and item 40; an attribute value 264. The mirrors take 280
+        per item and value and 56 per pair, up to twice that after growth.
+        """
         mirrors = {f"mirror_{name}": mirror.nbytes() for name, mirror in self._mirrors.items()}
         return self._backend.nbytes() | mirrors
 

@@ -1,8 +1,8 @@
 """Trains the ranking network on examples: listwise softmax on binary heads, Huber on value heads; then calibrates.
 
 The listwise loss leaves a slate's level free, so binary heads are calibrated afterwards on the validation
-examples: Platt scaling (Platt 1999) of the logit with the log-odds correction for sampled negatives, folded
-into the last layer. It changes no order.
+examples: Platt scaling (Platt 1999) of the logit, each drawn negative standing for all that it was drawn from,
+folded into the last layer. It changes no order.
 """
 
 from __future__ import annotations
@@ -20,8 +20,20 @@ from mainstem.models.jagged import segment_sum
 from mainstem.models.losses import binary, listwise_softmax, value
 from mainstem.schema.config import HeadConfig, TrainConfig
 from mainstem.schema.examples import Examples
+from mainstem.train.threads import torch_threads
 
 __all__ = ["RankingFit", "calibrate", "fit_ranker", "ranking_loss"]
+
+# Weight of the second softmax, among what is new to the user alone: slates with `new_only` are one use of the
+# same scores, and there the first softmax, won by what is bought again and again, teaches little.
+FRESH_WEIGHT = 0.5
+# Share of the steps in which the learning rate rises; it falls in all others (Smith & Topin 2018, "one cycle").
+WARM_UP = 0.1
+WEIGHT_DECAY = 1e-5
+# Rows that say what a column's mean and deviation are: more would say nothing else.
+NORMALISER_ROWS = 100_000
+# Groups scored at once where no gradient is needed.
+CHUNK = 64
 
 
 @dataclass(slots=True)
@@ -33,63 +45,90 @@ class RankingFit:
     best_epoch: int = 0
 
 
-def _tensors(examples: Examples) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        torch.from_numpy(examples.inputs),
-        torch.from_numpy(examples.labels),
-        torch.from_numpy(examples.offsets),
-        torch.from_numpy(examples.weight),
-        torch.from_numpy(examples.negative_rate),
-    )
+@dataclass(frozen=True, slots=True)
+class _Slates:
+    """Examples as tensors, made once: inputs [n, f], labels [n, h], log_rate [n], fresh [n], weight [n], offsets [g + 1].
+
+    log_rate is the log of the chance that a row is among the examples at all: 0 for what has a label of any head,
+    as that was kept for certain, also where another head counts it as a negative.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    log_rate: Tensor
+    fresh: Tensor
+    weight: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, examples: Examples) -> _Slates:
+        labels = torch.from_numpy(examples.labels)
+        certain = (torch.nan_to_num(labels) != 0).any(dim=1)
+        return cls(
+            inputs=torch.from_numpy(examples.inputs),
+            labels=labels,
+            log_rate=torch.from_numpy(examples.negative_rate).log().masked_fill(certain, 0.0),
+            fresh=torch.from_numpy(examples.fresh),
+            weight=torch.from_numpy(examples.weight),
+            offsets=torch.from_numpy(examples.offsets),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def groups(self, which: Tensor) -> _Slates:
+        """The groups at these places, in this order."""
+        sizes = self.offsets.diff()[which]
+        offsets = torch.cat((sizes.new_zeros(1), sizes.cumsum(0)))
+        rows = torch.arange(int(offsets[-1])) + torch.repeat_interleave(self.offsets[which] - offsets[:-1], sizes)
+        columns = (self.inputs, self.labels, self.log_rate, self.fresh, self.weight)
+        return _Slates(*(column.index_select(0, rows) for column in columns), offsets=offsets)
 
 
 def ranking_loss(ranker: Ranker, examples: Examples, heads: Sequence[HeadConfig]) -> Tensor:
     """Sum over heads of their weighted loss on these examples. Labels that are NaN do not count."""
-    x, labels, offsets, weight, rate = _tensors(examples)
-    fresh = torch.from_numpy(examples.fresh)
-    logits = ranker(x)
+    return _loss(ranker, _Slates.of(examples), heads)
+
+
+def _loss(ranker: Ranker, slates: _Slates, heads: Sequence[HeadConfig]) -> Tensor:
+    logits = ranker(slates.inputs)
     total = torch.zeros(())
     for column, head in enumerate(heads):
-        known = labels[:, column].isfinite()
-        target = torch.nan_to_num(labels[:, column])
+        known = slates.labels[:, column].isfinite()
+        target = torch.nan_to_num(slates.labels[:, column])
         if head.type == "binary":
-            loss = _listwise(logits[:, column], target * known, rate, fresh, offsets, weight)
+            loss = _listwise(logits[:, column], target, known, slates)
         else:
-            loss = value(logits[:, column], target, weight * known)
+            loss = value(logits[:, column], target, slates.weight * known)
         total = total + head.weight * loss
     return total
 
 
-# Weight of the second softmax, among what is new to the user alone: slates with `new_only` are one use of the
-# same scores, and there the first softmax, won by what is bought again and again, teaches little.
-FRESH_WEIGHT = 0.5
-
-
-def _listwise(logits: Tensor, gains: Tensor, rate: Tensor, fresh: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+def _listwise(logits: Tensor, gains: Tensor, known: Tensor, slates: _Slates) -> Tensor:
     """Softmax over the slate's candidates, and over the fresh ones among them.
 
-    A negative stands for 1/rate of its kind, so its logit is raised by -log(rate) (sampled softmax, Bengio &
-    Senecal 2008, eq. 11). A slate with k positives counts sqrt(k): between once a slate and once a positive.
+    A negative that was drawn with chance r stands for 1/r of its kind, so its logit is raised by -log r (sampled
+    softmax, Bengio & Senecal 2008, eq. 11). A slate with k positives counts sqrt(k): between once a slate and once a
+    positive. A slate's weight is the mean of its rows'.
     """
-    corrected = logits - torch.where(gains > 0, torch.zeros_like(rate), rate.log())
+    corrected = logits - slates.log_rate
+    offsets = slates.offsets
+    weight = segment_sum(slates.weight, offsets) / offsets.diff().clamp(min=1)
     total = torch.zeros(())
-    for kept, share in ((torch.ones_like(fresh), 1.0), (fresh, FRESH_WEIGHT)):
+    for kept, share in ((known, 1.0), (known & slates.fresh, FRESH_WEIGHT)):
         gain = gains * kept
-        positives = segment_sum(gain, offsets)
-        first = weight[offsets[:-1].clamp(max=len(weight) - 1)]
         scores = corrected.masked_fill(~kept, -1e9)
-        total = total + share * listwise_softmax(scores, gain, offsets, first * positives.sqrt())
+        total = total + share * listwise_softmax(scores, gain, offsets, weight * segment_sum(gain, offsets).sqrt())
     return total
 
 
 @torch.no_grad()
-def _mean_loss(ranker: Ranker, examples: Examples, heads: Sequence[HeadConfig], chunk: int = 512) -> float:
+def _mean_loss(ranker: Ranker, slates: _Slates, heads: Sequence[HeadConfig]) -> float:
     ranker.eval()
     total = 0.0
-    for start in range(0, len(examples), chunk):
-        part = examples.groups(np.arange(start, min(start + chunk, len(examples))))
-        total += float(ranking_loss(ranker, part, heads)) * len(part)
-    return total / max(len(examples), 1)
+    for which in torch.arange(len(slates)).split(CHUNK):
+        total += float(_loss(ranker, slates.groups(which), heads)) * len(which)
+    return total / max(len(slates), 1)
 
 
 def fit_ranker(
@@ -101,31 +140,54 @@ def fit_ranker(
     on_epoch: Callable[[int, RankingFit], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> RankingFit:
-    """Train in place; the weights of the best validation epoch stay. `on_step(done, total)` in slates."""
-    ranker.fit_normaliser(torch.from_numpy(train.inputs))
-    adam = torch.optim.AdamW(ranker.parameters(), lr=config.ranking_learning_rate, weight_decay=1e-4)
+    """Train in place; the weights of the best validation epoch stay. `on_step(done, total)` in slates.
+
+    `config.ranking_learning_rate` is the peak of the cycle. Runs on one thread: its matrices are small. Raises
+    ValueError where `train` is empty or an input is not finite.
+    """
+    if not len(train):
+        raise ValueError("there is nothing to train on")
+    with torch_threads(1):
+        return _fit(ranker, _Slates.of(train), _Slates.of(valid), heads, config, on_epoch, on_step)
+
+
+def _fit(
+    ranker: Ranker,
+    train: _Slates,
+    valid: _Slates,
+    heads: Sequence[HeadConfig],
+    config: TrainConfig,
+    on_epoch: Callable[[int, RankingFit], None] | None,
+    on_step: Callable[[int, int], None] | None,
+) -> RankingFit:
+    for slates in (train, valid):
+        # one pass and no copy: what is not finite stays so in the sum
+        if not bool(slates.inputs.sum(dtype=torch.float64).isfinite()):
+            raise ValueError("features must be finite")
+    ranker.fit_normaliser(train.inputs[:: -(-len(train.inputs) // NORMALISER_ROWS)])
+    adam = torch.optim.AdamW(ranker.parameters(), lr=config.ranking_learning_rate, weight_decay=WEIGHT_DECAY)
     steps = config.ranking_epochs * -(-len(train) // config.ranking_batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: max(1.0 - step / max(steps, 1), 0.02))
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _one_cycle(step, steps))
     rng = np.random.default_rng(config.seed)
     fit = RankingFit(validation=[_mean_loss(ranker, valid, heads)])
-    best, kept, waited = fit.validation[0], copy.deepcopy(ranker.state_dict()), 0
+    kept, waited, total = copy.deepcopy(ranker.state_dict()), 0, config.ranking_epochs * len(train)
     for epoch in range(1, config.ranking_epochs + 1):
         ranker.train()
-        order, losses = rng.permutation(len(train)), []
-        for start in range(0, len(order), config.ranking_batch):
-            loss = ranking_loss(ranker, train.groups(order[start : start + config.ranking_batch]), heads)
+        losses, done = [], (epoch - 1) * len(train)
+        for which in torch.from_numpy(rng.permutation(len(train))).split(config.ranking_batch):
+            loss = _loss(ranker, train.groups(which), heads)
             adam.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             schedule.step()
             losses.append(float(loss.detach()))
+            done += len(which)
             if on_step:
-                on_step((epoch - 1) * len(order) + start + config.ranking_batch, config.ranking_epochs * len(order))
+                on_step(done, total)
         fit.training.append(float(np.mean(losses)))
         fit.validation.append(_mean_loss(ranker, valid, heads))
-        if fit.validation[-1] < best:
-            best, kept, waited = fit.validation[-1], copy.deepcopy(ranker.state_dict()), 0
-            fit.best_epoch = epoch
+        if fit.validation[-1] < fit.validation[fit.best_epoch]:
+            kept, waited, fit.best_epoch = copy.deepcopy(ranker.state_dict()), 0, epoch
         else:
             waited += 1
         if on_epoch:
@@ -133,38 +195,51 @@ def fit_ranker(
         if waited >= config.patience:
             break
     ranker.load_state_dict(kept)
-    calibrate(ranker, valid, heads)
+    _calibrate(ranker, valid, heads)
     return fit
 
 
+def _one_cycle(step: int, steps: int) -> float:
+    """Share of the peak learning rate at `step` of `steps`: a rising line, then half a cosine down to nothing."""
+    warm = max(round(steps * WARM_UP), 1)
+    if step < warm:
+        return (step + 1) / warm
+    return float(0.5 * (1 + np.cos(np.pi * min((step - warm) / max(steps - warm, 1), 1.0))))
+
+
 def calibrate(ranker: Ranker, valid: Examples, heads: Sequence[HeadConfig]) -> None:
-    """Platt scaling of every binary head, folded into the last layer. Needs examples of both labels."""
+    """Platt scaling of every binary head, folded into the last layer. Heads without examples of both labels stay."""
+    _calibrate(ranker, _Slates.of(valid), heads)
+
+
+def _calibrate(ranker: Ranker, valid: _Slates, heads: Sequence[HeadConfig]) -> None:
     ranker.eval()
-    x, labels, _, weight, rate = _tensors(valid)
     with torch.no_grad():
-        logits = ranker(x)
+        parts = [ranker(part) for part in valid.inputs.split(CHUNK * 128)]
     for column, head in enumerate(heads):
-        target, known = torch.nan_to_num(labels[:, column]), labels[:, column].isfinite()
+        target, known = torch.nan_to_num(valid.labels[:, column]), valid.labels[:, column].isfinite()
         if head.type != "binary" or not 0 < float(target.sum()) < float(known.sum()):
             continue
-        log_slope, shift = torch.zeros((), requires_grad=True), torch.zeros((), requires_grad=True)
-        search = torch.optim.LBFGS([log_slope, shift], max_iter=50, line_search_fn="strong_wolfe")
+        # Two numbers are fitted to thousands of rows, so variance is no concern, and weighting is exact for every
+        # head, also where one head's negative is another's positive.
+        counted = valid.weight * known * (-valid.log_rate).exp()
+        slope, shift = _platt(torch.cat(parts)[:, column].double(), target.double(), counted.double())
+        _fold(ranker, column, slope, shift)
 
-        def closure(
-            column: int = column,
-            target: Tensor = target,
-            counted: Tensor = weight * known,
-            log_slope: Tensor = log_slope,
-            shift: Tensor = shift,
-            search: torch.optim.LBFGS = search,
-        ) -> Tensor:
-            search.zero_grad()
-            loss = binary(logits[:, column] * log_slope.exp() + shift, target, counted, rate)
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
 
-        search.step(closure)  # type: ignore[no-untyped-call]
-        _fold(ranker, column, float(log_slope.detach().exp()), float(shift.detach()))
+def _platt(logits: Tensor, target: Tensor, counted: Tensor) -> tuple[float, float]:
+    """Slope > 0 and shift that minimise the weighted cross-entropy of slope * logit + shift. All [n]."""
+    log_slope, shift = (torch.zeros((), dtype=logits.dtype, requires_grad=True) for _ in range(2))
+    search = torch.optim.LBFGS([log_slope, shift], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        loss = binary(logits * log_slope.exp() + shift, target, counted)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    search.step(closure)  # type: ignore[no-untyped-call]
+    return float(log_slope.detach().exp()), float(shift.detach())
 
 
 @torch.no_grad()

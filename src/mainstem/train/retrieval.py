@@ -27,7 +27,8 @@ class Positives:
     """All events of interest, sorted by user and time; an event's history is what lies before its session.
 
     user uint64 [n], entity uint64 [n], time int64 [n], interest float32 [n]; `begin` int64 [n] the place
-    where the user's events begin, `session` int64 [n] the place where the event's session begins.
+    where the user's events begin, `session` int64 [n] the place before which the history of the event ends: all
+    that lies there happened strictly before the first event of its session (law 4).
     """
 
     user: Keys
@@ -44,26 +45,43 @@ class Positives:
         interest: Mapping[str, float],
         session_starts: Callable[[EventBatch, NDArray[np.int64]], NDArray[np.bool_]],
     ) -> Positives:
-        """`session_starts(events, order)` is the join's definition of where sessions begin."""
+        """`session_starts(events, order)` is the join's definition of where sessions begin: a mask along `order`,
+        in which a session's events stand together."""
         weight = np.array([interest.get(kind, 0.0) for kind in events.kinds] or [0.0], np.float32)
         events = events.take((weight[events.kind] > 0) & (events.entity != 0))
-        order = np.lexsort((np.arange(len(events)), events.time, events.user))
-        user = events.user[order]
-        places = np.arange(len(order))
-        new_user = np.ones(len(order), np.bool_)
-        new_user[1:] = user[1:] != user[:-1]
-        starts = session_starts(events, order)
+        places = np.arange(len(events))
+        order = np.lexsort((places, events.time, events.user))
+        user, time = events.user[order], events.time[order]
+        new_user = _changes(user)
+        # Sessions may overlap (two tabs): group them, find each one's first event, and go back to the user's time.
+        grouped = np.lexsort((places, events.time, events.session, events.user))
+        opening, place_of = np.empty_like(places), np.empty_like(places)
+        opening[grouped] = grouped[_latest(session_starts(events, grouped))]
+        place_of[order] = places
         return cls(
             user=user,
             entity=events.entity[order],
-            time=events.time[order],
+            time=time,
             interest=weight[events.kind[order]],
-            begin=np.maximum.accumulate(np.where(new_user, places, 0)),
-            session=np.maximum.accumulate(np.where(starts, places, 0)),
+            begin=_latest(new_user),
+            # What another session did in that very moment is not before it.
+            session=_latest(new_user | _changes(time))[place_of[opening[order]]],
         )
 
     def __len__(self) -> int:
         return len(self.user)
+
+
+def _changes(values: NDArray[np.int64] | Keys) -> NDArray[np.bool_]:
+    """Mask [n]: where a value differs from the one before it; the first does."""
+    changed = np.ones(len(values), np.bool_)
+    changed[1:] = values[1:] != values[:-1]
+    return changed
+
+
+def _latest(starts: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The place of the latest start at or before each place: int64 [n]."""
+    return np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))
 
 
 class RetrievalTrainer:
@@ -72,12 +90,20 @@ class RetrievalTrainer:
     def __init__(self, towers: Towers, positives: Positives, model: ModelConfig, train: TrainConfig) -> None:
         self.towers, self.positives, self.model, self.train = towers, positives, model, train
         self.adam = torch.optim.Adam(towers.module.parameters(), lr=1e-3)
-        # Distinct entities, the place of each positive's among them, and each one's part of all positives.
-        self.entities, self.place, count = np.unique(positives.entity, return_inverse=True, return_counts=True)
-        self.share = (count / max(len(positives), 1)).astype(np.float32)
+        # Distinct entities, and the place of each positive's among them.
+        self.entities, self.place = np.unique(positives.entity, return_inverse=True)
+        self.draw_from(np.arange(len(positives)))
+
+    def draw_from(self, rows: NDArray[np.int64]) -> None:
+        """Say which positives batches come from: Q of the logQ correction is their distribution, and even draws are
+        of their entities alone. Those that come up only later must not be learned as unwanted before they exist."""
+        count = np.bincount(self.place[rows], minlength=len(self.entities))
+        self.share = (count / max(len(rows), 1)).astype(np.float32)
+        self.drawable = np.flatnonzero(count)
 
     def epoch(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[float]:
         """One pass over these positives in random order; yields each step's loss."""
+        self.draw_from(rows)
         size = self.train.retrieval_batch
         order = rng.permutation(rows)
         for start in range(0, len(order), size):
@@ -86,11 +112,11 @@ class RetrievalTrainer:
                 yield self.step(batch, rng)
 
     def step(self, rows: NDArray[np.int64], rng: np.random.Generator) -> float:
-        """One optimizer step on positives `rows` [b]; the loss. One look-up for all roles (law 7)."""
+        """One optimizer step on positives `rows` [b], b > 1; the loss. One look-up for all roles (law 7)."""
         data, towers = self.positives, self.towers
         towers.module.train()
-        draws = min(UNIFORM, len(self.entities))
-        uniform = rng.integers(0, len(self.entities), draws)
+        draws = min(UNIFORM, len(self.drawable))
+        uniform = rng.choice(self.drawable, draws)
         drawn = np.unique(np.concatenate([self.place[rows], uniform]))
         candidates = self.entities[drawn]
         places, offsets, weights = self.histories(rows)
@@ -101,14 +127,8 @@ class RetrievalTrainer:
                 "candidate": towers.entity_keys(candidates).ravel(),
             }
         )
-        users = towers.module.user(
-            gathered.rows,
-            gathered.places["user"],
-            gathered.places["history"],
-            torch.from_numpy(offsets),
-            torch.from_numpy(weights),
-        )
-        log_q = log_inclusion(torch.from_numpy(self.share[drawn]), len(rows) - 1, draws, len(self.entities))
+        users = towers.user_batch(gathered, offsets, weights)
+        log_q = log_inclusion(torch.from_numpy(self.share[drawn]), len(rows) - 1, draws, len(self.drawable))
         loss = sampled_softmax(
             users,
             towers.entity_batch(gathered, "candidate", len(candidates)),
@@ -153,13 +173,7 @@ class RetrievalTrainer:
             gathered = towers.lookup.gather(
                 {"user": data.user[some], "history": data.entity[places]}, create=False, gradient=False
             )
-            users = towers.module.user(
-                gathered.rows,
-                gathered.places["user"],
-                gathered.places["history"],
-                torch.from_numpy(offsets),
-                torch.from_numpy(weights),
-            )
+            users = towers.user_batch(gathered, offsets, weights)
             best = (users @ vectors.T).topk(min(k, len(self.entities)), dim=1).indices.numpy()
             target = np.searchsorted(self.entities, data.entity[some])
             hits += int((best == target[:, None]).any(axis=1).sum())

@@ -47,8 +47,17 @@ class Towers:
 
     def entity_batch(self, gathered: Gathered, role: str, n: int) -> Tensor:
         """Vectors [n, dim] of the entities whose keys were gathered as `role`."""
-        places = gathered.places[role]
-        return self.module.entity(gathered.rows, places, torch.arange(0, len(places) + 1, len(places) // max(n, 1)))
+        each = 1 + len(self.attributes)
+        return self.module.entity(gathered.rows, gathered.places[role], torch.arange(n + 1) * each)
+
+    def user_batch(self, gathered: Gathered, offsets: NDArray[np.int64], weights: Floats) -> Tensor:
+        """Vectors [b, dim] of the users gathered as `user`, each with its segment of `history`.
+
+        offsets int64 [b + 1] and weights float32 [t, channels] of the histories.
+        """
+        places = gathered.places
+        segments, counted = torch.from_numpy(offsets), torch.from_numpy(weights)
+        return self.module.user(gathered.rows, places["user"], places["history"], segments, counted)
 
     @torch.no_grad()
     def entity_vectors(self, entities: Keys, chunk: int = 20_000) -> Floats:
@@ -73,12 +82,6 @@ class Towers:
         self.module.eval()
         keys = {"user": np.array([user], np.uint64), "history": entity}
         gathered = self.lookup.gather(keys, create=False, gradient=False)
-        weights = torch.from_numpy(self.history_weights(age, interest[-HISTORY:]))
-        vector = self.module.user(
-            gathered.rows,
-            gathered.places["user"],
-            gathered.places["history"],
-            torch.tensor([0, len(entity)]),
-            weights,
-        )
+        weights = self.history_weights(age, interest[-HISTORY:])
+        vector = self.user_batch(gathered, np.array([0, len(entity)]), weights)
         return np.asarray(vector[0].numpy(), np.float32)

@@ -1,0 +1,89 @@
+"""`mainstem serve` as a process of its own, which ends with the one that started it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mainstem.schema.errors import MainstemError
+
+__all__ = ["ServerProcess"]
+
+PATIENCE = 600.0
+
+
+class ServerProcess:
+    """Starts the server for `config_file`; its output goes to `log_file`. The server watches its standard input:
+    when the parent ends, however it ends, the pipe closes and the server shuts down."""
+
+    def __init__(self, config_file: Path, log_file: Path, port: int) -> None:
+        self.host, self.port = "127.0.0.1", port or _free_port()
+        self.log_file = log_file
+        command = [sys.executable, "-m", "mainstem", "serve", "--config", str(config_file), "--port", str(self.port)]
+        with log_file.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*command, "--log-level", "warning", "--while-stdin-open"],
+                stdin=subprocess.PIPE, stdout=output, stderr=output,
+            )  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def wait_ready(self, model: str | None = None) -> dict[str, Any]:
+        """Block until it welcomes traffic (and, if given, answers with this model version); what it says of itself."""
+        deadline = time.monotonic() + PATIENCE
+        said: dict[str, Any] = {}
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise MainstemError(f"the server ended with status {self._process.returncode}: see {self.log_file}")
+            ready, said = self._readiness()
+            if ready and (model is None or model in json.dumps(said)):
+                return said
+            time.sleep(0.2)
+        raise MainstemError(f"the server was not ready in {PATIENCE:.0f} s ({said}): see {self.log_file}")
+
+    def _readiness(self) -> tuple[bool, dict[str, Any]]:
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as response:
+                return True, json.load(response)
+        except urllib.error.HTTPError as answer:
+            with answer:
+                return False, {"status": answer.code, "said": answer.read().decode(errors="replace")}
+        except OSError as error:
+            return False, {"error": str(error)}
+
+    def wait(self) -> None:
+        """Until it ends."""
+        self._process.wait()
+
+    def stop(self) -> None:
+        """Ask it to finish what it has begun and end; insist after half a minute."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

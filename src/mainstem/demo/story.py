@@ -1,0 +1,203 @@
+"""The demo's run, step by step. Each step can be killed and the next run goes on where it stopped."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from mainstem import curriculum, datasets
+from mainstem.assemble import open_log
+from mainstem.demo.baskets import Baskets, Split
+from mainstem.demo.client import HttpClient
+from mainstem.demo.server import ServerProcess
+from mainstem.evaluate import Replay, ReplayDisplay, Results, default_baselines, final_table, load_state, save_state
+from mainstem.evaluate import write_report as write_html
+from mainstem.schema.config import Config
+from mainstem.schema.config_file import load, storage_urls
+from mainstem.schema.errors import StoreError
+from mainstem.schema.records import LogRecord
+from mainstem.schema.time import iso
+from mainstem.weights import open as open_weights
+
+__all__ = ["Demo"]
+
+BATCH = 20_000
+PROTOCOL = (
+    "Before each basket two slates of ten are asked for its user as of its time: one of anything, scored on all of "
+    "the basket, and one of what the user never had, scored on what is new to them. Then the basket is posted. The "
+    "baselines answer the same requests under the same restriction. Nothing was chosen on these weeks."
+)
+
+
+class Demo:
+    """`dataset` into `folder`, which holds everything and can be deleted. Resumes unless `fresh`."""
+
+    def __init__(
+        self, dataset: str, folder: Path, *, quick: bool = False, port: int = 8080, fresh: bool = False
+    ) -> None:
+        self.dataset, self.folder, self.port = datasets.get(dataset), folder, port
+        self.baskets = Baskets(self.dataset, quick)
+        self.quick, self.fresh = quick, fresh
+        self.console = Console(stderr=True)
+
+    def run(self, *, stay: bool) -> dict[str, Any]:
+        """The whole story; the summary of `Results`. `stay`: leave the server running until Ctrl-C."""
+        began = time.monotonic()
+        if self.fresh:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self._configure()
+        self.console.rule(f"[bold]Mainstem demo: {self.dataset.title}")
+        with self._progress() as show:
+            split = self._split(show)
+            self._ingest(config, split, show)
+        with ServerProcess(self.config_file, self.folder / "server.log", self.port) as server:
+            with self._progress() as show:
+                # The server brings its state up to date in its own process while this one trains.
+                version = self._train(config, show)
+            server.wait_ready(version)
+            self.console.print(f"serving {version} at [link={server.url}/docs]{server.url}[/link]", highlight=False)
+            results = self._replay(server, split, config)
+            summary = {**results.summary(), "seconds": round(time.monotonic() - began, 1)}
+            self._tell(server, results, split, config)
+            if stay:
+                self._leave_running(server, split)
+        return summary
+
+    # ---- steps -----------------------------------------------------------------------------------
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "mainstem.yaml"
+
+    def _configure(self) -> Config:
+        settings = {**self.dataset.config, "data": "data"}
+        if self.quick:
+            settings["train"] = {**dict(settings.get("train", {})), "ranking_slates": 1_000}  # type: ignore[call-overload]
+        self.config_file.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return load(self.config_file)
+
+    def _split(self, show: Callable[[str, int, int], None]) -> Split:
+        show("reading the data set", 0, 1)
+        split = self.baskets.split()
+        show("reading the data set", 1, 1)
+        return split
+
+    def _ingest(self, config: Config, split: Split, show: Callable[[str, int, int], None]) -> None:
+        """Catalogue and past into the log. What a killed run had put in is passed over: the order is fixed."""
+        log = open_log(config, self.folder)
+        try:
+            past = (event for event in self.baskets.events() if event.time < split.cut)
+            records: Iterator[LogRecord] = chain(self.baskets.entities(), past)
+            total = self.dataset.counts.entities + split.past
+            here = log.end().offset()
+            done = min(here, total) // BATCH * BATCH  # whole batches; the log drops what it knows of the next
+            records = islice(records, done, None)
+            while batch := list(islice(records, BATCH)):
+                _retry(lambda batch=batch: log.append(batch))  # type: ignore[misc]
+                done += len(batch)
+                show("events into the log", done, total)
+            show("events into the log", total, total)
+        finally:
+            log.close()
+
+    def _train(self, config: Config, show: Callable[[str, int, int], None]) -> str:
+        """Train, unless an earlier run has; the version."""
+        newest = open_weights(storage_urls(config, self.folder).weights).latest("main").version
+        if newest is not None:
+            return newest
+        log = open_log(config, self.folder)
+        try:
+            return curriculum.train(config, log, self.folder, show).version
+        finally:
+            log.close()
+
+    def _replay(self, server: ServerProcess, split: Split, config: Config) -> Results:
+        baselines = default_baselines()
+        client = HttpClient(server.host, server.port, next(iter(config.canvases)))
+        replay = Replay(client, baselines)
+        with self._progress() as show:
+            live = self.baskets.live(split.cut)
+            taught = 0
+            for basket in self.baskets.past(split.cut):
+                replay.teach([basket])
+                taught += len(basket.items)
+                if taught % 1000 < len(basket.items):
+                    show("baselines learn the past", taught, split.past)
+            show("baselines learn the past", split.past, split.past)
+        saved = self.folder / "replay.json"
+        if (state := load_state(saved)) is not None:
+            replay.load(state)
+            self.console.print(f"going on after basket {replay.results.baskets:,}")
+        title = f"Replay from {iso(split.cut)[:10]} on"
+        with ReplayDisplay(len(live), title=title) as display:
+            for results in replay.run(live, lambda state: save_state(saved, state)):
+                display.update(results)
+        client.close()
+        for what, times in sorted(client.degraded.items(), key=lambda item: -item[1])[:5]:
+            self.console.print(f"[yellow]{times:,} slates said: {what}", highlight=False)
+        return replay.results
+
+    def _tell(self, server: ServerProcess, results: Results, split: Split, config: Config) -> None:
+        report = write_html(
+            self.folder / "report.html",
+            results,
+            title=f"Mainstem on {self.dataset.title}",
+            protocol=PROTOCOL,
+            config=self.config_file.read_text(),
+            facts={"data set": self.dataset.name, "live from": iso(split.cut), "past events": f"{split.past:,}"},
+        )
+        self.console.print(final_table(results))
+        self.console.print(f"report with plots: {report.resolve()}", highlight=False)
+
+    def _leave_running(self, server: ServerProcess, split: Split) -> None:
+        user = self.baskets.live(split.cut)[0]
+        self.console.print(f"\nThe server goes on at {server.url} until Ctrl-C. API docs: {server.url}/docs\nTry:\n")
+        lines = (
+            f"curl '{server.url}/v1/users/{user.user}/slate?canvas=home&limit=5'",
+            f"curl '{server.url}/v1/items/{user.items[0]}/similar?limit=5'",
+            f"curl -X POST {server.url}/v1/events -d "
+            f"""'{{"user": "{user.user}", "kind": "{user.events[0].kind}", "entity": "{user.items[0]}"}}'""",
+        )
+        for line in lines:
+            self.console.print("  " + line, soft_wrap=True, highlight=False)
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            self.console.print("stopping")
+
+    @contextmanager
+    def _progress(self) -> Iterator[Callable[[str, int, int], None]]:
+        columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def show(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage, total=total)
+                bars.update(tasks[stage], completed=min(done, total), total=total)
+
+            yield show
+
+
+def _retry(act: Callable[[], object], patience: float = 15.0) -> None:
+    """A killed run's server may need a moment to see its parent gone and let go of the log."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            act()
+        except StoreError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            return
