@@ -151,21 +151,24 @@ def evaluate(
     days: Annotated[float, Parameter(help="the stretch at the end of the log that is replayed")] = 7,
     most: Annotated[int, Parameter(help="requests at most, evenly sampled")] = 1000,
     config: ConfigFile = DEFAULT,
-    report: Annotated[Path | None, Parameter(help="write an HTML report with plots")] = None,
+    report: Annotated[Path | None, Parameter(help="folder for evaluation.json and evaluation.html")] = None,
     json_: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Replay the end of the log against the model in use and the baselines: table, JSON, plot.
-
-    The model must not have learned from what it is asked: train with `train.holdout` at least as long.
-    """
+    """Train on all but the end of the log, replay the end, and compare with baselines: table, JSON, plots."""
+    from mainstem.assemble import open_log
     from mainstem.evaluation import evaluate_log
 
-    with _loop(config) as loop, _progress() as show:
-        loop.catch_up(show)
-        summary = evaluate_log(loop, days, most, show)
+    settings = _config(config)
+    log = open_log(settings, config.parent)
+    with _progress() as show:
+        evaluation, _ = evaluate_log(settings, log, days=days, most=most, progress=show)
+    log.close()
     if report:
-        summary.write_html(report)
-    print(json.dumps(summary.figures()) if json_ else summary.table())
+        err.print(f"wrote {', '.join(str(path) for path in evaluation.write(report))}", highlight=False)
+    if json_:
+        print(evaluation.json())
+    else:
+        Console().print(evaluation.table())
 
 
 @app.command

@@ -6,6 +6,7 @@ It needs the log and nothing else, so `mainstem train` runs beside a server with
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,26 +48,27 @@ def train(config: Config, log: Log, base: Path, progress: Progress, line: str = 
 
 
 class Curriculum:
-    """The log in columns, a catalogue as of its end, and examples by replay (`train.ExampleSource`).
+    """The log in columns, a catalogue as of its end, and examples by replay (`train.ExampleSource`)."""
 
-    `until`: event time (ms) at which to stop reading, for an evaluation that holds the rest back.
-    """
-
-    def __init__(self, config: Config, log: Log, progress: Progress, until: int | None = None) -> None:
+    def __init__(self, config: Config, log: Log, progress: Progress) -> None:
         self.config = config
         self.position: Position = log.end()
         self.catalog = catalogs.open("memory://", entities=config.entities)
         self.users: dict[int, str] = {}
         events = self._read(log, progress)
         events = events.take(np.argsort(events.time, kind="stable"))
-        if until is not None:
-            events = events.take(events.time < until)
         # Replay writes into a state of its own, whose positions count along this order.
         self.events = replace(events, offset=np.arange(len(events)))
         self.private = features.open("memory://", config, self.catalog)
         self.content = ContentVectors.open(config, self.catalog)
         self.fingerprint = fingerprint(config, self.private)
         self.inputs = (*self.private.names, *EXTRA_INPUTS)
+
+    def before(self, cut: int) -> Curriculum:
+        """The same with the events before `cut` (ms) alone, for an evaluation that holds the rest back."""
+        past = copy(self)
+        past.events = self.events.take(self.events.time < cut)
+        return past
 
     def close(self) -> None:
         self.private.close()
@@ -96,7 +98,7 @@ class Curriculum:
         """Examples of requests in [start, cut) and from `cut` on, by replay."""
         requests = self._requests(start, cut)
         model = model_of(towers, self.config, self.private.kinds, self.inputs, "training", self.catalog)
-        replay = self._replay(model)
+        replay = self.replay(self.private, model)
         made = []
         for done, examples in enumerate(replay.examples(requests), 1):
             made.append(examples)
@@ -126,8 +128,9 @@ class Curriculum:
             StoredRequest(visit, Context(canvas=canvas, user=self.users[visit.user], time=visit.time)) for visit in kept
         ]
 
-    def _replay(self, model: ModelVersion) -> Replay:
-        config, pipeline = self.config, self.pipeline(self.private, model)
+    def replay(self, store: FeatureStore, model: ModelVersion) -> Replay:
+        """The events, folded into `store` on the way, with serving's candidates and inputs."""
+        config, pipeline = self.config, self.pipeline(store, model)
 
         def retrieve(context: Context, view: FeatureView) -> Keys:
             request = SlateRequest(context=context, deadline_ms=60_000, tenant=config.tenant)
@@ -137,7 +140,7 @@ class Curriculum:
             return rank_inputs(model, context, view, config.tenant, keys)
 
         seed, negatives = config.train.seed, config.train.negatives
-        return Replay(self.events, self.private, config.heads, retrieve, inputs, negatives=negatives, seed=seed)
+        return Replay(self.events, store, config.heads, retrieve, inputs, negatives=negatives, seed=seed)
 
 
 def _sample(found: Sequence[Visit], most: int, rng: np.random.Generator) -> list[Visit]:

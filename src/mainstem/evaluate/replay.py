@@ -92,23 +92,27 @@ class Replay:
         """
         done = self.results.baskets
         for number, basket in enumerate(baskets):
-            items = list(dict.fromkeys(basket.items))
             if number < done:
                 if number == done - 1 and basket.events:
                     self._client.post(basket.events)
-                self._learn(basket, items)
+                self._learn(basket, list(dict.fromkeys(basket.items)))
                 continue
-            began = self._clock()
-            self._score(basket, items)
-            self.results.baskets += 1
-            self.results.events += len(basket.events)
-            self.results.time = basket.time
-            if checkpoint is not None:
-                checkpoint(self.state())
-            self._post(basket)
-            self._learn(basket, items)
-            self.results.seconds += self._clock() - began
-            yield self.results
+            yield self.step(basket, checkpoint)
+
+    def step(self, basket: Basket, checkpoint: Callable[[dict[str, Any]], None] | None = None) -> Results:
+        """Ask, score, checkpoint, post and learn one basket."""
+        items = list(dict.fromkeys(basket.items))
+        began = self._clock()
+        self._score(basket, items)
+        self.results.baskets += 1
+        self.results.events += len(basket.events)
+        self.results.time = basket.time
+        if checkpoint is not None:
+            checkpoint(self.state())
+        self._post(basket)
+        self._learn(basket, items)
+        self.results.seconds += self._clock() - began
+        return self.results
 
     def state(self) -> dict[str, Any]:
         """Everything a later process needs beside the stream itself; JSON-serialisable."""

@@ -16,7 +16,7 @@ from mainstem.join.sessions import Visit
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import HeadConfig
 from mainstem.schema.examples import Examples
-from mainstem.schema.ids import Keys
+from mainstem.schema.ids import DEFAULT_TENANT, Keys
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import FeatureStore, FeatureView, Floats
 from mainstem.schema.records import Context
@@ -39,10 +39,13 @@ class StoredRequest:
 class Replay:
     """Makes Examples of requests, in time order, folding the events between them into `features`.
 
-    `events` are all events in log order, by time; `features` is private and may already hold a prefix.
-    `retrieve(context, view)` gives the candidates, `inputs(context, view, keys)` the matrix [n, f]; both are
-    serving's own. All positives among the candidates are kept and at most `negatives` others: two fifths of
-    them from what the user had before, the rest from what is new to them, each drawn evenly.
+    `events` are all events by time, those of one moment in log order; `features` is private and may already hold
+    a prefix. `retrieve(context, view)` gives the candidates, `inputs(context, view, keys)` the matrix [n, f]; both
+    are serving's own. All positives among the candidates are kept and at most `negatives` others (at least one of
+    each stratum): two fifths from what the user had before, the rest from what is new to them, each drawn evenly;
+    what one stratum lacks the other may use. What is drawn depends on the seed, the user and the time alone.
+
+    Raises ValueError where events or requests are out of order: features would see the future.
     """
 
     def __init__(
@@ -55,19 +58,23 @@ class Replay:
         *,
         negatives: int = 100,
         seed: int = 0,
+        tenant: str = DEFAULT_TENANT,
         width: int = 50_000,
     ) -> None:
+        if np.any(events.time[1:] < events.time[:-1]):
+            raise ValueError("events must be sorted by time")
         self.events, self.features, self.heads = events, features, heads
         self.retrieve, self.inputs = retrieve, inputs
-        self.negatives, self.width = negatives, width
-        self._rng = np.random.default_rng(seed)
-        self._done = 0
+        self.negatives, self.seed, self.tenant, self.width = negatives, seed, tenant, width
+        self._done = features.position().offset()
         self._by_user = np.lexsort((events.time, events.user))
         self._users = events.user[self._by_user]
 
     def fold_until(self, time: int, progress: Callable[[int, int], None] | None = None) -> None:
-        """Fold all events strictly before `time`."""
+        """Fold all events strictly before `time`. Raises ValueError where later ones are folded already."""
         end = int(np.searchsorted(self.events.time, time, side="left"))
+        if end < self._done:
+            raise ValueError(f"the state already holds events from {time} ms on: requests must come by time")
         while self._done < end:
             stop = min(self._done + self.width, end)
             self.features.write(self.events.take(slice(self._done, stop)), Position.at(stop))
@@ -78,8 +85,10 @@ class Replay:
     def examples(self, requests: Sequence[StoredRequest]) -> Iterator[Examples]:
         """One group per request that has a positive among its candidates. `requests` by time."""
         for request in requests:
+            if request.context.time != request.visit.time:
+                raise ValueError(f"a request at {request.context.time} ms cannot stand for one at {request.visit.time}")
             self.fold_until(request.visit.time)
-            with self.features.view(request.context) as view:
+            with self.features.view(request.context, self.tenant) as view:
                 made = self._one(request, view)
             if made is not None:
                 yield made
@@ -91,7 +100,8 @@ class Replay:
         if not positive.any():
             return None
         fresh = ~np.isin(candidates, view.counts().keys)
-        chosen, rate = self._draw(positive, fresh)
+        rng = np.random.default_rng((self.seed, request.visit.user, request.visit.time % (1 << 63)))
+        chosen, rate = self._draw(positive, fresh, rng)
         return Examples(
             inputs=self.inputs(request.context, view, candidates[chosen]),
             labels=labels[chosen],
@@ -104,15 +114,22 @@ class Replay:
             user=np.array([request.visit.user], np.uint64),
         )
 
-    def _draw(self, positive: NDArray[np.bool_], fresh: NDArray[np.bool_]) -> tuple[NDArray[np.int64], Floats]:
+    def _draw(
+        self, positive: NDArray[np.bool_], fresh: NDArray[np.bool_], rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], Floats]:
         """Places of all positives and of the negatives drawn, and which share of its stratum's negatives was kept."""
+        old, new = np.flatnonzero(~fresh & ~positive), np.flatnonzero(fresh & ~positive)
+        share = self.negatives * 2 // 5
+        # A stratum of which nothing is kept could not be corrected for, hence at least one.
+        most_old = max(share, self.negatives - len(new), 1)
+        most_new = max(self.negatives - min(most_old, len(old)), 1)
         rate = np.ones(len(positive), np.float32)
         chosen = [np.flatnonzero(positive)]
-        for stratum, most in ((~fresh, self.negatives * 2 // 5), (fresh, self.negatives - self.negatives * 2 // 5)):
-            others = np.flatnonzero(stratum & ~positive)
-            kept = min(most, len(others))
-            chosen.append(np.sort(self._rng.choice(others, kept, replace=False)))
-            rate[stratum] = kept / len(others) if kept else 1.0
+        for stratum, others, most in ((~fresh, old, most_old), (fresh, new, most_new)):
+            if len(others):
+                kept = min(most, len(others))
+                chosen.append(np.sort(rng.choice(others, kept, replace=False)))
+                rate[stratum] = kept / len(others)
         places = np.concatenate(chosen)
         return places, rate[places]
 

@@ -1,6 +1,7 @@
-"""Stage 2: what may not be shown goes, and the answer says how many went for which reason.
+"""Stage 2: what may not be shown goes.
 
-Sources already push the same rules down (`Question.allowed`); this stage is the one that is trusted.
+Sources already push the same rules down (`Question.allowed`), so that they can widen their search until they
+have enough; this stage is the one that is trusted.
 """
 
 from __future__ import annotations

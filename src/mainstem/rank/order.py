@@ -19,41 +19,39 @@ def combine(scores: Floats, heads: Sequence[str], weights: Mapping[str, float]) 
     return scores @ w
 
 
-def arrange(
-    keys: Keys, score: Floats, limit: int, catalog: Catalog, entity_type: str, caps: Mapping[str, int]
-) -> NDArray[np.int64]:
-    """Places of the `limit` candidates to show, best first.
+def arrange(keys: Keys, score: Floats, limit: int, catalog: Catalog, caps: Mapping[str, int]) -> NDArray[np.int64]:
+    """Places of the at most `limit` candidates to show: keys [n] distinct, score [n] finite -> int64 [m].
 
-    One entity per variant group; at most `caps[attribute]` entities per value of an attribute, as long as
-    others are left (a slate is never shorter for diversity's sake). Ties go to the smaller key.
+    The best of each variant group stands for it. Of those the best first, but at most `caps[attribute]` with the
+    same value of the attribute; where that leaves places empty, the best of what it passed over follow (a slate
+    is never shorter for diversity's sake). Ties go to the smaller key; no value (code 0) is never capped.
     """
     best = np.lexsort((keys, -score))
-    rows = catalog.rows(keys)
+    rows = catalog.rows(keys[best])
     group = catalog.codes("group", rows)
-    rules = [(group, 1)] if group.any() else []
-    rules += [(catalog.codes(attribute, rows), cap) for attribute, cap in caps.items()]
-    if not rules:
+    if group.any():
+        single = group == 0
+        single[np.unique(group, return_index=True)[1]] = True
+        best, rows = best[single], rows[single]
+    if not caps:
         return best[:limit]
-    chosen, passed = _capped(best, rules, limit)
-    if len(chosen) < limit and caps:  # fill up with what diversity passed over, but never with a second variant
-        spare = [at for at in passed if not group[at] or group[at] not in group[chosen]]
-        chosen += _capped(np.array(spare, np.int64), rules[:1] if group.any() else [], limit - len(chosen))[0]
-    return np.array(chosen, np.int64)
+    rules = [(catalog.codes(attribute, rows).tolist(), cap) for attribute, cap in caps.items()]
+    return best[_capped(len(best), rules, limit)]
 
 
-def _capped(best: NDArray[np.int64], rules: Sequence[tuple[Keys, int]], limit: int) -> tuple[list[int], list[int]]:
-    """Greedy pass: the places that fit all caps, and those passed over. Code 0 (no value) is never capped."""
+def _capped(n: int, rules: Sequence[tuple[Sequence[int], int]], limit: int) -> list[int]:
+    """Greedy pass over places 0 .. n: those that fit all caps, then those passed over, `limit` in all."""
     taken: list[dict[int, int]] = [{} for _ in rules]
     chosen: list[int] = []
     passed: list[int] = []
-    for at in best.tolist():
+    for at in range(n):
         if len(chosen) == limit:
             break
-        values = [int(codes[at]) for codes, _ in rules]
+        values = [codes[at] for codes, _ in rules]
         if any(value and taken[i].get(value, 0) >= rules[i][1] for i, value in enumerate(values)):
             passed.append(at)
             continue
         for i, value in enumerate(values):
             taken[i][value] = taken[i].get(value, 0) + 1
         chosen.append(at)
-    return chosen, passed
+    return (chosen + passed)[:limit]

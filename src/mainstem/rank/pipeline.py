@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mainstem.rank.filter import keep_allowed
 from mainstem.rank.order import arrange, combine
 from mainstem.rank.question import Question, resolve
-from mainstem.rank.retrieve import Candidates, retrieve
+from mainstem.rank.retrieve import Candidates, fill_up, merge, retrieve
 from mainstem.rank.score import RELATION, ModelVersion, rank_inputs
-from mainstem.rank.sources import Popular, Source
+from mainstem.rank.sources import Allowed, Popular, Source
 from mainstem.schema.config import Config
 from mainstem.schema.errors import NotReady
-from mainstem.schema.ids import Keys, fresh_id
+from mainstem.schema.ids import Keys, fresh_id, key64
 from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats
 from mainstem.schema.records import Degraded, Slate, SlateItem, SlateRequest
 
 __all__ = ["Answer", "Pipeline"]
 
-# Sources that say how close a candidate is to given source entities.
-_SIMILARITY = ("cooccurrence", "content", "two_tower")
+_log = logging.getLogger(__name__)
+
+# Sources that say how close a candidate is to given source entities, and to a query.
+_NEAR_ENTITIES = ("cooccurrence", "content", "two_tower")
+_NEAR_QUERY = ("content",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,35 @@ class _Trail:
         self.timings[stage] = round((now - self.clock) * 1000, 3)
         self.clock = now
 
+    def left_out(self, stage: str, what: str, why: str) -> None:
+        self.degraded.append(Degraded(stage=stage, what=what, why=why))
+
+    @contextmanager
+    def guarded(self, stage: str, what: str) -> Iterator[None]:
+        """What fails inside is left out: reported, and logged unless it is merely not ready."""
+        try:
+            yield
+        except NotReady as reason:
+            self.left_out(stage, what, str(reason))
+        except Exception as error:  # noqa: BLE001 - the answer always comes; what failed is in it and in the log
+            _log.exception("%s: %s failed and was left out", stage, what)
+            self.left_out(stage, what, f"failed: {type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Scores per head [n, h], how the heads are weighed, and the network's inputs [n, f] where it was asked."""
+
+    heads: tuple[str, ...]
+    scores: Floats
+    weights: Mapping[str, float]
+    values: Floats
+    model: ModelVersion | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.model.inputs if self.model else ()
+
 
 class Pipeline:
     """Answers requests from the state, the catalogue and the model in use. Safe to call from several threads.
@@ -70,158 +105,195 @@ class Pipeline:
         self.sources, self.current, self.kept, self.pool = sources, current, kept, pool
 
     def answer(self, request: SlateRequest) -> Answer:
-        """The slate for `request`. Raises InvalidRecord for a request that breaks the contract, nothing else."""
-        question = resolve(request, self.config)
-        trail = _Trail(question.started)
+        """The slate for `request`.
+
+        Raises InvalidRecord for a request that breaks the contract, and what the state raises where it cannot be
+        read at all (StoreError); everything else that fails is left out of the slate, which says so.
+        """
+        model, why = self._in_use()
+        question = resolve(request, self.config, model)
+        trail = _Trail(question.started, degraded=list(question.left_out))
         with self.features.view(question.context, question.tenant) as view:
-            trail.lap("state")
+            if not getattr(view, "exact", True):
+                trail.left_out("freshness", "state", "it holds events at or after the request's time already")
             forbidden = question.forbidden(view)
-            candidates = self._retrieve(question, view, forbidden, trail)
+            trail.lap("state")
+
+            def allowed(keys: Keys) -> NDArray[np.bool_]:
+                return question.allowed(self.catalog, forbidden, keys)
+
+            found, left_out = retrieve(question, view, self.sources, allowed, self.pool)
+            trail.degraded += left_out
+            if question.left() > 0:
+                found = fill_up(question, self.catalog, allowed, found)
             trail.lap("retrieve")
-            candidates = keep_allowed(question, self.catalog, forbidden, candidates)
+            found = keep_allowed(question, self.catalog, forbidden, found)
             trail.lap("filter")
             if question.left() <= 0:
-                return self._fall_back(question, view, forbidden, candidates, trail)
-            model, scores, heads, inputs = self._score(question, view, candidates, trail)
+                return self._fall_back(question, view, allowed, found, trail)
+            if model is None:
+                trail.left_out("score", "model", why)
+            scores = self._score(question, view, found, trail)
             trail.lap("score")
-            return self._order(question, view, candidates, model, scores, heads, inputs, trail, request.explain)
+            return self._order(question, view, found, scores, trail, request.explain)
 
     def candidates(self, request: SlateRequest, view: FeatureView) -> Candidates:
-        """Stages 1 and 2 alone, on a view of one's own: what training's replay draws its examples from."""
-        question = resolve(request, self.config)
-        forbidden = question.forbidden(view)
-        found = self._retrieve(question, view, forbidden, _Trail(question.started))
-        return keep_allowed(question, self.catalog, forbidden, found)
+        """Stages 1 and 2 alone, on a view of one's own: what training's replay draws its examples from.
 
-    def _retrieve(self, question: Question, view: FeatureView, forbidden: Keys, trail: _Trail) -> Candidates:
-        def allowed(keys: Keys) -> np.typing.NDArray[np.bool_]:
+        Raises what a source raises, and DeadlineExceeded: examples must not depend on what was late.
+        """
+        question = resolve(request, self.config, self._in_use()[0])
+        forbidden = question.forbidden(view)
+
+        def allowed(keys: Keys) -> NDArray[np.bool_]:
             return question.allowed(self.catalog, forbidden, keys)
 
-        candidates, degraded = retrieve(question, view, self.sources, allowed, self.pool)
-        trail.degraded += degraded
-        if len(candidates) < question.limit:
-            candidates = self._fill_up(question, candidates, allowed)
-        return candidates
+        found, _ = retrieve(question, view, self.sources, allowed, self.pool, strict=True)
+        found = fill_up(question, self.catalog, allowed, found)
+        return keep_allowed(question, self.catalog, forbidden, found)
 
-    def _fill_up(
-        self, question: Question, candidates: Candidates, allowed: Callable[[Keys], np.typing.NDArray[np.bool_]]
-    ) -> Candidates:
-        """Nothing known of the user, or a narrow filter: anything of the catalogue that may be shown."""
-        keys = self.catalog.keys()
-        keys = keys[keys != 0]
-        keys = keys[allowed(keys)]
-        keys = keys[~np.isin(keys, candidates.keys)][: question.limit]
-        names = (*candidates.names, "catalog")
-        brought = np.zeros((len(candidates) + len(keys), len(names)), np.bool_)
-        brought[: len(candidates), : len(candidates.names)] = candidates.source
-        brought[len(candidates) :, -1] = True
-        fused = np.concatenate([candidates.fused, np.zeros(len(keys), np.float32)])
-        return Candidates(np.concatenate([candidates.keys, keys]), brought, fused, names)
-
-    def _score(
-        self, question: Question, view: FeatureView, candidates: Candidates, trail: _Trail
-    ) -> tuple[ModelVersion | None, Floats, tuple[str, ...], Floats]:
-        """Scores [n, h], the heads' names, and the network's inputs [n, f]."""
-        relation = len(question.sources) > 0
+    def _in_use(self) -> tuple[ModelVersion | None, str]:
+        """The version that answers the whole request, or why there is none."""
         try:
-            model = self.current()
+            return self.current(), ""
         except NotReady as reason:
-            trail.degraded.append(Degraded(stage="score", what="model", why=str(reason)))
-            name = RELATION if relation else "fused"
-            return None, candidates.fused[:, None], (name,), np.zeros((len(candidates), 0), np.float32)
-        values = rank_inputs(model, question.context, view, question.tenant, candidates.keys)
-        scores, heads = model.scores(values), model.heads
-        if relation:
-            tie = self._relation(candidates)
-            scores, heads = np.column_stack([scores, tie]).astype(np.float32), (*heads, RELATION)
-        return model, scores, heads, values
+            return None, str(reason)
+
+    def _score(self, question: Question, view: FeatureView, found: Candidates, trail: _Trail) -> _Scores:
+        """The model's heads; beside them, where the question starts from entities or a query, the relation to
+        those, which then orders the slate."""
+        relation = self._relation(question, found, trail)
+        if question.model is not None:
+            with trail.guarded("score", "model"):
+                return self._by_model(question, question.model, view, found, relation)
+        name, score = ("fused", found.fused()) if relation is None else (RELATION, relation)
+        return _Scores((name,), score[:, None], {}, np.zeros((len(found), 0), np.float32))
 
     @staticmethod
-    def _relation(candidates: Candidates) -> Floats:
-        """Fused rank where a similarity source brought the candidate, else nearly nothing."""
-        similar = [i for i, name in enumerate(candidates.names) if name in _SIMILARITY]
-        brought = candidates.source[:, similar].any(axis=1)
-        return np.where(brought, candidates.fused, 1e-3 * candidates.fused).astype(np.float32)
+    def _by_model(
+        question: Question, model: ModelVersion, view: FeatureView, found: Candidates, relation: Floats | None
+    ) -> _Scores:
+        values = rank_inputs(model, question.context, view, question.tenant, found.keys)
+        scores = model.scores(values)
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{model.version} gave scores that are not finite")
+        if relation is None:
+            return _Scores(model.heads, scores, question.canvas.order, values, model)
+        scores = np.column_stack([scores, relation]).astype(np.float32, copy=False)
+        return _Scores((*model.heads, RELATION), scores, {RELATION: 1.0}, values, model)
+
+    @staticmethod
+    def _relation(question: Question, found: Candidates, trail: _Trail) -> Floats | None:
+        """How strongly the similarity sources tie each candidate to the source entities (or the query), fused; what
+        they did not bring comes after all of that. None where nothing is asked for, or nothing is tied."""
+        names = _NEAR_ENTITIES if len(question.sources) else _NEAR_QUERY if question.context.query else ()
+        if not names:
+            return None
+        near = found.fused(names)
+        if not near.any():
+            what = "context.sources" if len(question.sources) else "context.query"
+            trail.left_out("retrieve", what, "nothing that may be shown is known to be close: ordered as without it")
+            return None
+        return np.where(near > 0, near, 1e-3 * found.fused()).astype(np.float32)
 
     def _order(
         self,
         question: Question,
         view: FeatureView,
-        candidates: Candidates,
-        model: ModelVersion | None,
-        scores: Floats,
-        heads: tuple[str, ...],
-        values: Floats,
+        found: Candidates,
+        scores: _Scores,
         trail: _Trail,
         explain: bool,
     ) -> Answer:
-        weights = {RELATION: 1.0} if RELATION in heads else dict(question.canvas.order) if model else {}
-        score = combine(scores, heads, weights)
-        canvas = question.canvas
-        chosen = arrange(
-            candidates.keys, score, question.limit, self.catalog, question.show.entity_type, canvas.diversity
-        )
-        inputs = model.inputs if model else ()
-        items = []
-        for at in chosen.tolist():
-            entity = self.catalog.entity(int(candidates.keys[at]))
-            if entity is None:  # deleted between filter and now
+        score = combine(scores.scores, scores.heads, scores.weights)
+        chosen = arrange(found.keys, score, question.limit, self.catalog, question.canvas.diversity)
+        items, shown = self._items(found, chosen, score, scores, explain)
+        trail.lap("order")
+        slate = self._slate(question, view, items, scores.model, trail, found)
+        return Answer(slate, scores.inputs, scores.values[shown])
+
+    def _items(
+        self, found: Candidates, chosen: NDArray[np.int64], score: Floats, scores: _Scores, explain: bool = False
+    ) -> tuple[list[SlateItem], NDArray[np.int64]]:
+        """The items of the chosen places, and the places that became items: an entity may be deleted meanwhile."""
+        items: list[SlateItem] = []
+        shown: list[int] = []
+        explained = explain and bool(scores.inputs)
+        columns = zip(
+            chosen.tolist(), found.keys[chosen].tolist(), score[chosen].tolist(), scores.scores[chosen].tolist(),
+            found.source[chosen].tolist(), strict=True,
+        )  # fmt: skip
+        for at, key, total, heads, brought in columns:
+            entity = self.catalog.entity(key)
+            if entity is None:
                 continue
+            features = dict(zip(scores.inputs, scores.values[at].tolist(), strict=True)) if explained else None
             items.append(
                 SlateItem(
                     entity=entity.entity,
                     entity_type=entity.entity_type,
-                    score=float(score[at]),
-                    scores={head: float(scores[at, i]) for i, head in enumerate(heads)},
-                    sources=[name for i, name in enumerate(candidates.names) if candidates.source[at, i]],
-                    features=dict(zip(inputs, values[at].tolist(), strict=True)) if explain and inputs else None,
+                    score=total,
+                    scores=dict(zip(scores.heads, heads, strict=True)),
+                    sources=[name for name, did in zip(found.names, brought, strict=True) if did],
+                    features=features,
                 )
             )
-        trail.lap("order")
-        slate = self._slate(question, view, items, model, trail, candidates)
-        return Answer(slate, inputs, values[chosen])
+            shown.append(at)
+        return items, np.array(shown, np.int64)
 
     def _fall_back(
-        self, question: Question, view: FeatureView, forbidden: Keys, candidates: Candidates, trail: _Trail
+        self, question: Question, view: FeatureView, allowed: Allowed, found: Candidates, trail: _Trail
     ) -> Answer:
-        """The deadline is gone: the last good slate, else what sells, filtered all the same."""
-        trail.degraded.append(Degraded(stage="score", what="model", why="the deadline passed before scoring"))
-        items: list[SlateItem] = []
-        for way in question.canvas.fallback:
-            if way == "kept" and (slate := self.kept(question)) is not None:
-                from_kept = Candidates(
-                    np.array([self._key(question, item) for item in slate.items], np.uint64),
-                    np.zeros((len(slate.items), 0), np.bool_), np.zeros(len(slate.items), np.float32), (),
-                )  # fmt: skip
-                mask = question.allowed(self.catalog, forbidden, from_kept.keys)
-                items = [item for item, ok in zip(slate.items, mask, strict=True) if ok]
-            elif way == "popular":
-                items = self._popular(question, view, forbidden)
-            if items:
-                trail.degraded.append(Degraded(stage="order", what=f"fallback {way}", why="answered instead"))
+        """The deadline is gone: the last good slate, then what sells, then whatever was found; all filtered, and
+        one way fills the places that the way before it left empty."""
+        trail.left_out("score", "model", "the deadline passed before scoring")
+        ways: dict[str, Callable[[], list[SlateItem]]] = {
+            "kept": lambda: self._last_good(question, allowed),
+            "popular": lambda: self._popular(question, view, allowed),
+            "found": lambda: self._found(question, fill_up(question, self.catalog, allowed, found)),
+        }
+        items: dict[int, SlateItem] = {}
+        for way in (*question.canvas.fallback, "found"):
+            if len(items) >= question.limit:
                 break
+            with trail.guarded("order", f"fallback {way}"):
+                more = {key: item for item in ways[way]() if (key := self._key(question, item)) not in items}
+                if more:
+                    trail.left_out("order", f"fallback {way}", f"answered instead, {len(more)} entities")
+                items |= more
+        keys = np.fromiter(items, np.uint64, len(items))
+        falling = -np.arange(len(items), dtype=np.float32)
+        chosen = arrange(keys, falling, question.limit, self.catalog, question.canvas.diversity)
+        arranged = [items[key] for key in keys[chosen].tolist()]
         trail.lap("order")
-        slate = self._slate(question, view, items[: question.limit], None, trail, candidates)
-        return Answer(slate, (), np.zeros((len(slate.items), 0), np.float32))
+        slate = self._slate(question, view, arranged, None, trail, found)
+        return Answer(slate, (), np.zeros((len(arranged), 0), np.float32))
 
-    def _key(self, question: Question, item: SlateItem) -> int:
-        from mainstem.schema.ids import key64
-
+    @staticmethod
+    def _key(question: Question, item: SlateItem) -> int:
         return key64(item.entity_type, item.entity, question.tenant)
 
-    def _popular(self, question: Question, view: FeatureView, forbidden: Keys) -> list[SlateItem]:
-        source = Popular("popular", 1)
-        found = source.prepare(
-            question, view, question.limit, lambda keys: question.allowed(self.catalog, forbidden, keys)
-        )()
-        items = []
-        for key, score in zip(found.keys.tolist(), found.scores.tolist(), strict=True):
-            entity = self.catalog.entity(key)
-            if entity is not None:
-                items.append(
-                    SlateItem(entity=entity.entity, entity_type=entity.entity_type, score=score, sources=[source.name])
-                )
-        return items
+    def _last_good(self, question: Question, allowed: Allowed) -> list[SlateItem]:
+        """What may still be shown of the kept slate. It is the user's on this canvas, so it knows nothing of the
+        source entities or the query of this request."""
+        if len(question.sources) or question.context.query:
+            return []
+        slate = self.kept(question)
+        if slate is None:
+            return []
+        mask = allowed(np.array([self._key(question, item) for item in slate.items], np.uint64))
+        return [item for item, ok in zip(slate.items, mask.tolist(), strict=True) if ok]
+
+    def _popular(self, question: Question, view: FeatureView, allowed: Allowed) -> list[SlateItem]:
+        search = Popular("popular", 1).prepare(question, view, question.limit, allowed)
+        return self._found(question, merge({"popular": search()}, question.limit))
+
+    def _found(self, question: Question, found: Candidates) -> list[SlateItem]:
+        """The best of `found` in fused order."""
+        fused = found.fused()
+        scores = _Scores(("fused",), fused[:, None], {}, np.zeros((len(found), 0), np.float32))
+        chosen = arrange(found.keys, fused, question.limit, self.catalog, question.canvas.diversity)
+        return self._items(found, chosen, fused, scores)[0]
 
     def _slate(
         self,
@@ -230,7 +302,7 @@ class Pipeline:
         items: list[SlateItem],
         model: ModelVersion | None,
         trail: _Trail,
-        candidates: Candidates,
+        found: Candidates,
     ) -> Slate:
         trail.timings["total"] = round((time.monotonic() - question.started) * 1000, 3)
         version = model.version if model else None
@@ -245,6 +317,6 @@ class Pipeline:
             index_version=model.index.version if model else None,
             position=str(view.position),
             timings_ms=trail.timings,
-            candidates=candidates.counts(),
+            candidates=found.counts(),
             degraded=trail.degraded,
         )

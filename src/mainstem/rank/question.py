@@ -9,19 +9,24 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from mainstem.rank.score import ModelVersion
 from mainstem.schema.config import CanvasConfig, Config
 from mainstem.schema.errors import InvalidRecord
-from mainstem.schema.ids import Keys, key64, keys64
+from mainstem.schema.ids import Keys, keys64
 from mainstem.schema.protocols import Catalog, FeatureView
-from mainstem.schema.records import Context, Show, SlateRequest
-from mainstem.schema.time import now_ms, parse_duration
+from mainstem.schema.records import Context, Degraded, Show, SlateRequest
+from mainstem.schema.time import now_ms, parse_duration, parse_time
 
 __all__ = ["Question", "resolve"]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the four stages need to know of a request."""
+    """What the four stages need to know of a request.
+
+    `model` is the one version that answers it, from retrieval to the last score (law 8), None where there is none
+    yet; `left_out` is what of the request itself could not be heeded.
+    """
 
     context: Context
     show: Show
@@ -34,6 +39,8 @@ class Question:
     tenant: str
     started: float
     deadline_s: float
+    model: ModelVersion | None = None
+    left_out: tuple[Degraded, ...] = ()
 
     @property
     def time(self) -> int:
@@ -51,7 +58,7 @@ class Question:
         if self.new_only:
             counts = view.counts()
             parts.append(counts.keys[counts.owned])
-        return np.unique(np.concatenate(parts))
+        return np.sort(np.concatenate(parts))
 
     def allowed(self, catalog: Catalog, forbidden: Keys, keys: Keys) -> NDArray[np.bool_]:
         """Mask [n] of what may be shown: known, available, matching, not forbidden, in `only` if given."""
@@ -67,43 +74,63 @@ class Question:
         return mask
 
 
-def resolve(request: SlateRequest, config: Config) -> Question:
-    """Check the request against the configuration. Raises InvalidRecord naming the field."""
-    context, show = request.context, request.show
+def resolve(request: SlateRequest, config: Config, model: ModelVersion | None = None) -> Question:
+    """Check the request against the configuration. Raises InvalidRecord naming the field.
+
+    A `show.filter` is a rule, so an attribute that cannot be filtered by is refused. `context.category` is what
+    the canvas happens to know: where the type has no such attribute it is passed over, and reported.
+    """
+    context = request.context
     canvas = config.canvases.get(context.canvas)
     if canvas is None:
         known = ", ".join(config.canvases)
         raise InvalidRecord("context.canvas", f"{context.canvas!r} is not configured; there are: {known}")
+    if request.tenant != config.tenant:
+        raise InvalidRecord("tenant", f"{request.tenant!r} is not served here, only {config.tenant!r} is")
     limit = canvas.limit if request.limit is None else request.limit
     if not 1 <= limit <= 1000:
         raise InvalidRecord("limit", "must be from 1 to 1000")
     deadline_ms = parse_duration(canvas.deadline) if request.deadline_ms is None else request.deadline_ms
     if not 0 < deadline_ms <= 60_000:
         raise InvalidRecord("deadline_ms", "must be above 0 and at most 60000")
-    if show.entity_type not in config.entities:
-        known = ", ".join(config.entities)
-        raise InvalidRecord("show.entity_type", f"{show.entity_type!r} is not configured; there are: {known}")
-    if context.time is None:
-        context = msgspec.structs.replace(context, time=now_ms())
+    time = now_ms() if context.time is None else parse_time(context.time, "context.time")
+    context = msgspec.structs.replace(context, time=time)
+    show, left_out = _shown(request, canvas, config)
     tenant = request.tenant
-    sources = keys64(context.source_type, context.sources, tenant)
-    if context.category is not None:
-        show = msgspec.structs.replace(show, filter={"category": context.category, **show.filter})
     return Question(
         context=context,
         show=show,
         canvas=canvas,
         limit=limit,
         new_only=show.new_only or canvas.repeat == "new_only",
-        sources=sources,
+        sources=keys64(context.source_type, context.sources, tenant),
         exclude=keys64(show.entity_type, show.exclude, tenant),
-        only=None if show.only is None else keys64(show.entity_type, show.only, tenant),
+        only=None if show.only is None else keys64(show.entity_type, dict.fromkeys(show.only), tenant),
         tenant=tenant,
         started=_time.monotonic(),
         deadline_s=deadline_ms / 1000,
+        model=model,
+        left_out=left_out,
     )
 
 
-def user_key(context: Context, tenant: str) -> int:
-    """The key of the context's user; 0 for a visitor of whom nothing is known."""
-    return 0 if context.user is None else key64("user", context.user, tenant)
+def _shown(request: SlateRequest, canvas: CanvasConfig, config: Config) -> tuple[Show, tuple[Degraded, ...]]:
+    """The rules on what may be shown, with the canvas's entity type where the request names none."""
+    show, category = request.show, request.context.category
+    if show.entity_type == Show().entity_type:  # the default of the record cannot be told from the canvas's
+        show = msgspec.structs.replace(show, entity_type=canvas.entity_type)
+    if show.entity_type not in config.entities:
+        known = ", ".join(config.entities)
+        raise InvalidRecord("show.entity_type", f"{show.entity_type!r} is not configured; there are: {known}")
+    forms = config.entities[show.entity_type].attributes
+    filterable = ["group", *(name for name, form in forms.items() if form != "text")]
+    for name in show.filter:
+        if name not in filterable:
+            allowed = ", ".join(filterable)
+            raise InvalidRecord(f"show.filter.{name}", f"{show.entity_type} can be filtered by: {allowed}")
+    if category is None:
+        return show, ()
+    if "category" not in filterable:
+        why = f"{show.entity_type} has no attribute `category` in the configuration: not filtered by it"
+        return show, (Degraded(stage="filter", what="context.category", why=why),)
+    return msgspec.structs.replace(show, filter={"category": category, **show.filter}), ()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, Future, TimeoutError
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mainstem.rank.question import Question
-from mainstem.rank.sources import Allowed, Source
-from mainstem.schema.errors import NotReady
+from mainstem.rank.sources import Allowed, Search, Source
+from mainstem.schema.errors import DeadlineExceeded, NotReady
 from mainstem.schema.ids import Keys
-from mainstem.schema.protocols import FeatureView, Floats, Scored
+from mainstem.schema.protocols import Catalog, FeatureView, Floats, Scored
 from mainstem.schema.records import Degraded
 
-__all__ = ["DEFAULT_MIX", "RETRIEVAL_SHARE", "Candidates", "retrieve"]
+__all__ = ["DEFAULT_MIX", "RETRIEVAL_SHARE", "Candidates", "fill_up", "merge", "retrieve"]
+
+_log = logging.getLogger(__name__)
 
 # Share of the deadline after which retrieval goes on with what it has.
 RETRIEVAL_SHARE = 0.5
@@ -32,26 +35,43 @@ DEFAULT_MIX = {
     "content": 50,
 }
 
+# The constant of reciprocal rank fusion.
+_FUSION = 60
+
+_LATE = "too late for its share of the deadline"
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The merged candidates.
+    """The merged candidates, none twice.
 
-    keys    uint64  [n]
-    source  bool    [n, s]  which of `names` brought each
-    fused   float32 [n]     reciprocal rank fusion over the sources, the order where no model is at hand
+    keys  uint64 [n]
+    rank  int32  [n, s]  place (from 0) of each among what source `names[s]` brought, -1 where it did not
     """
 
     keys: Keys
-    source: NDArray[np.bool_]
-    fused: Floats
+    rank: NDArray[np.int32]
     names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Candidates:
-        return Candidates(self.keys[rows], self.source[rows], self.fused[rows], self.names)
+    @property
+    def source(self) -> NDArray[np.bool_]:
+        """Which of `names` brought each: [n, s]."""
+        return self.rank >= 0
+
+    def fused(self, names: Collection[str] | None = None) -> Floats:
+        """Reciprocal rank fusion over the sources (or those of them in `names`), the order where no model is at
+        hand: the sum of 1 / (60 + rank), ranks from 1 (Cormack, Clarke, Buettcher, SIGIR 2009): float32 [n]."""
+        rank = self.rank
+        if names is not None:
+            rank = rank[:, [i for i, name in enumerate(self.names) if name in names]]
+        found: Floats = np.where(rank >= 0, 1.0 / (_FUSION + 1 + rank), 0.0).sum(axis=1).astype(np.float32)
+        return found
+
+    def take(self, rows: NDArray[np.int64]) -> Candidates:
+        return Candidates(self.keys[rows], self.rank[rows], self.names)
 
     def counts(self) -> dict[str, int]:
         """How many candidates each source brought."""
@@ -61,20 +81,19 @@ class Candidates:
 def merge(found: Mapping[str, Scored], most: int) -> Candidates:
     """Union of the sources, the first of each before the second of any, cut at `most`.
 
-    `fused` is reciprocal rank fusion (Cormack, Clarke, Buettcher 2009): sum of 1 / (60 + rank).
+    Of equal best ranks the better fused one comes first, then the smaller key.
     """
     names = tuple(found)
-    keys = np.concatenate([s.keys for s in found.values()]) if found else np.zeros(0, np.uint64)
-    rank = np.concatenate([np.arange(len(s)) for s in found.values()]) if found else np.zeros(0, np.int64)
+    keys = np.concatenate([np.zeros(0, np.uint64), *(s.keys for s in found.values())])
+    place = np.concatenate([np.zeros(0, np.int32), *(np.arange(len(s), dtype=np.int32) for s in found.values())])
     origin = np.repeat(np.arange(len(names)), [len(s) for s in found.values()])
-    unique, place = np.unique(keys, return_inverse=True)
-    source = np.zeros((len(unique), len(names)), np.bool_)
-    source[place, origin] = True
-    fused = np.bincount(place, 1.0 / (60.0 + rank), len(unique)).astype(np.float32)
-    best = np.full(len(unique), np.iinfo(np.int64).max)
-    np.minimum.at(best, place, rank)
-    chosen = np.lexsort((-fused, best))[:most]
-    return Candidates(unique[chosen], source[chosen], fused[chosen], names)
+    unique, row = np.unique(keys, return_inverse=True)
+    rank = np.full((len(unique), len(names)), -1, np.int32)
+    rank[row[::-1], origin[::-1]] = place[::-1]  # backwards: of a key that comes twice the first place stays
+    merged = Candidates(unique, rank, names)
+    # As unsigned, "did not bring it" is the largest rank.
+    first = rank.view(np.uint32).min(axis=1, initial=np.iinfo(np.uint32).max)
+    return merged.take(np.lexsort((unique, -merged.fused(), first))[:most])
 
 
 def retrieve(
@@ -83,34 +102,136 @@ def retrieve(
     sources: Sequence[Source],
     allowed: Allowed,
     pool: Executor | None = None,
+    *,
+    strict: bool = False,
 ) -> tuple[Candidates, list[Degraded]]:
-    """Candidates of all sources of the question's canvas.
+    """Candidates of all sources of the question's canvas, and what was left out.
 
-    With a `pool`, index searches run beside the sources that read the view; one that is late or not
-    ready is left out and reported.
+    With a `pool`, index searches run beside the sources that read the view. A source that is late, not ready or
+    fails is left out and reported; if `strict`, being late or failing raises instead: what is learned from must
+    not depend on luck. A curated list (`only`) is a source of its own, in its own order.
     """
+    asked = _Asked(question, view, allowed, strict)
     limits: dict[str, int] = {name: source.limit for name, source in question.canvas.sources.items()} or DEFAULT_MIX
-    found: dict[str, Scored] = {}
-    running: dict[str, Future[Scored]] = {}
-    degraded: list[Degraded] = []
-    for source in sorted(sources, key=lambda source: not source.concurrent):
-        limit = limits.get(source.name, 0)
-        if not limit:
-            continue
+    most = max(question.canvas.candidates, question.limit)
+    if question.only is not None:
+        limits = {name: min(limit, len(question.only)) for name, limit in limits.items()}
+        asked.found["only"] = Scored(question.only[allowed(question.only)][:most], np.zeros(0, np.float32))
+    mine = [(source, limit) for source in sources if (limit := limits.get(source.name, 0))]
+    running: dict[Future[Scored], str] = {}
+    if pool is not None:
+        beside = [pair for pair in mine if pair[0].concurrent]
+        mine = [pair for pair in mine if not pair[0].concurrent]
+        for source, limit in beside:
+            search = asked.prepare(source, limit)
+            if search is not None:
+                asked.submit(pool, source.name, search, running)
+    for source, limit in mine:
+        asked.search(source, limit)
+    asked.collect(running)
+    # In the order of `sources`, whichever came first: the fused sums must not depend on it.
+    order = {name: i for i, name in enumerate(["only", *(source.name for source in sources)])}
+    found = dict(sorted(asked.found.items(), key=lambda pair: order[pair[0]]))
+    return merge(found, most), asked.degraded
+
+
+class _Asked:
+    """The sources asked so far: what they found, and which were left out why."""
+
+    def __init__(self, question: Question, view: FeatureView, allowed: Allowed, strict: bool) -> None:
+        self.question, self.view, self.allowed, self.strict = question, view, allowed, strict
+        self.found: dict[str, Scored] = {}
+        self.degraded: list[Degraded] = []
+
+    def left(self) -> float:
+        """Seconds left of the stage's share."""
+        return self.question.left() - (1 - RETRIEVAL_SHARE) * self.question.deadline_s
+
+    def prepare(self, source: Source, limit: int) -> Search | None:
+        if self.left() <= 0:
+            self._late(source.name)
+            return None
         try:
-            search = source.prepare(question, view, limit, allowed)
-        except NotReady as reason:
-            degraded.append(Degraded(stage="retrieve", what=source.name, why=str(reason)))
-            continue
-        if pool is not None and source.concurrent:
-            running[source.name] = pool.submit(search)
-        else:
-            found[source.name] = search()
-    budget = question.left() - (1 - RETRIEVAL_SHARE) * question.deadline_s
-    for name, future in running.items():
+            return source.prepare(self.question, self.view, limit, self.allowed)
+        except Exception as error:  # noqa: BLE001 - one source must not take the slate with it
+            self._failed(source.name, error)
+            return None
+
+    def submit(self, pool: Executor, name: str, search: Search, running: dict[Future[Scored], str]) -> None:
         try:
-            found[name] = future.result(timeout=max(budget, 0.0))
-        except TimeoutError:
-            future.cancel()
-            degraded.append(Degraded(stage="retrieve", what=name, why="too late for its share of the deadline"))
-    return merge(found, question.canvas.candidates), degraded
+            running[pool.submit(search)] = name
+        except RuntimeError as error:  # the pool is closing
+            self._failed(name, error)
+
+    def search(self, source: Source, limit: int) -> None:
+        search = self.prepare(source, limit)
+        if search is not None:
+            try:
+                self.found[source.name] = search()
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed(source.name, error)
+
+    def collect(self, running: Mapping[Future[Scored], str]) -> None:
+        """Take what is there when the share is used up."""
+        done, _ = wait(running, timeout=max(self.left(), 0.0)) if running else (set[Future[Scored]](), None)
+        for future, name in running.items():
+            if future not in done:
+                future.cancel()
+                self._late(name)
+            elif (error := future.exception()) is not None:
+                self._failed(name, error)
+            else:
+                self.found[name] = future.result()
+
+    def _late(self, name: str) -> None:
+        if self.strict:
+            raise DeadlineExceeded(f"{name}: {_LATE}")
+        self.degraded.append(Degraded(stage="retrieve", what=name, why=_LATE))
+
+    def _failed(self, name: str, error: BaseException) -> None:
+        if isinstance(error, NotReady):
+            self.degraded.append(Degraded(stage="retrieve", what=name, why=str(error)))
+            return
+        if self.strict:
+            raise error
+        _log.error("source %s failed and was left out", name, exc_info=error)
+        self.degraded.append(Degraded(stage="retrieve", what=name, why=f"failed: {type(error).__name__}: {error}"))
+
+
+def fill_up(question: Question, catalog: Catalog, allowed: Allowed, candidates: Candidates) -> Candidates:
+    """As many candidates as the slate has places, if the catalogue has them: nothing is known of the user, the
+    filter is narrow, or variants share a place. What came last into the catalogue comes first."""
+    groups: set[int] = set()
+    missing = question.limit - int(_one_a_group(catalog, candidates.keys, groups).sum())
+    found: list[Keys] = []
+    keys = catalog.keys() if missing > 0 else candidates.keys[:0]
+    at, step = len(keys), 1024
+    while missing > 0 and at > 0:
+        some = keys[max(at - step, 0) : at][::-1]
+        at, step = at - step, 4 * step
+        some = some[some != 0]
+        some = some[allowed(some)]
+        some = some[~np.isin(some, candidates.keys)]
+        some = some[_one_a_group(catalog, some, groups)][:missing]
+        missing -= len(some)
+        found.append(some)
+    more = np.concatenate([candidates.keys[:0], *found])
+    if not len(more):
+        return candidates
+    n, s = candidates.rank.shape
+    rank = np.full((n + len(more), s + 1), -1, np.int32)
+    rank[:n, :s] = candidates.rank
+    rank[n:, s] = np.arange(len(more))
+    return Candidates(np.concatenate([candidates.keys, more]), rank, (*candidates.names, "catalog"))
+
+
+def _one_a_group(catalog: Catalog, keys: Keys, groups: set[int]) -> NDArray[np.bool_]:
+    """Mask [n] of the first of each variant group that is not in `groups` yet, to which it is added."""
+    codes = catalog.codes("group", catalog.rows(keys))
+    mask: NDArray[np.bool_] = codes == 0
+    if not mask.all():
+        for row in np.flatnonzero(~mask).tolist():
+            code = int(codes[row])
+            mask[row] = code not in groups
+            groups.add(code)
+    return mask

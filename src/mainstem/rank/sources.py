@@ -26,6 +26,9 @@ Search = Callable[[], Scored]
 # How many of the user's latest entities speak for what they want now.
 RECENT = 20
 
+# Candidates before the filter beyond which a source does not widen.
+WIDEST = 10_000
+
 
 class Source(Protocol):
     """One source of candidates."""
@@ -47,11 +50,21 @@ def _permitted(found: Scored, allowed: Allowed, limit: int) -> Scored:
     return Scored(found.keys[rows], found.scores[rows])
 
 
+def _widening(fetch: Callable[[int], Scored], asked: int, allowed: Allowed, limit: int) -> Scored:
+    """The first `limit` of `fetch(n)` that may be shown, n growing from `asked` until they are enough, there is no
+    more, or n is past `WIDEST`: a heavy user owns much that is popular."""
+    while True:
+        found = fetch(asked)
+        kept = _permitted(found, allowed, limit)
+        if len(kept) == limit or len(found) < asked or asked >= WIDEST:
+            return kept
+        asked *= 4
+
+
 def recent(view: FeatureView) -> tuple[Keys, Floats]:
     """The user's latest distinct entities, newest first, with weights 1/sqrt(rank): keys [m], weights [m]."""
-    newest_first = view.history().entity[::-1]
-    _, first = np.unique(newest_first, return_index=True)
-    keys = newest_first[np.sort(first)][:RECENT]
+    newest_first = dict.fromkeys(view.history().entity[::-1].tolist())
+    keys = np.array(list(newest_first)[:RECENT], np.uint64)
     return keys, (1.0 / np.sqrt(1.0 + np.arange(len(keys)))).astype(np.float32)
 
 
@@ -66,15 +79,7 @@ class Popular:
 
     def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
         def search() -> Scored:
-            found = view.popular(limit, self.window, self.here, self.fresh)
-            kept = _permitted(found, allowed, limit)
-            # Widen until the filter leaves enough or there is no more: a heavy user owns much that is popular.
-            asked = limit
-            while len(kept) < limit and len(found) == asked and asked < 64 * limit:
-                asked *= 4
-                found = view.popular(asked, self.window, self.here, self.fresh)
-                kept = _permitted(found, allowed, limit)
-            return kept
+            return _widening(lambda n: view.popular(n, self.window, self.here, self.fresh), limit, allowed, limit)
 
         return search
 
@@ -111,13 +116,17 @@ class Cooccurrence:
                 keys, weights = question.sources, np.ones(len(question.sources), np.float32)
             else:
                 keys, weights = recent(view)
-            return _permitted(view.neighbours(keys, weights, 2 * limit), allowed, limit)
+            # All neighbours are scored whatever is asked for: asking for more at once is nearly free.
+            return _widening(lambda n: view.neighbours(keys, weights, n), 2 * limit, allowed, limit)
 
         return search
 
 
 class TwoTower:
-    """Nearest entity vectors to the user's vector (or to the source entities') in the model's index."""
+    """Nearest entity vectors to the user's vector (or to the source entities') in the model's index.
+
+    It searches with the version that the question carries; `current` is asked where it carries none.
+    """
 
     name = "two_tower"
     concurrent = True
@@ -126,7 +135,7 @@ class TwoTower:
         self.current = current
 
     def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
-        model = self.current()
+        model = question.model or self.current()
         if len(question.sources):
             query = model.index.vectors(question.sources).mean(axis=0)
         else:

@@ -11,22 +11,36 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from mainstem.schema.batch import EventBatch
+from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import key64
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Catalog, FeatureStore, Log, LogBatch
-from mainstem.schema.records import Entity, EntityDelete, Erase, Event, LogRecord
+from mainstem.schema.records import Entity, EntityDelete, EntityPatch, Erase, Event, LogRecord, Served
 
 __all__ = ["Follower"]
 
 _log = logging.getLogger(__name__)
 
 Sink = Callable[[Sequence[Entity], Sequence[int]], None]
-"""Told of the entities that changed (as they now are) and of the keys that left."""
+"""Told of the entities that changed (as they now are) and of the keys that left; may be told twice."""
+
+Forget = Callable[[str, str], object]
+"""Told of an erased user and its tenant (law 10); may be told twice."""
+
+# Seconds between notes to the log, and between attempts after a failure: at first, and at most.
+NOTE_EVERY = 1.0
+RETRY_FIRST, RETRY_MOST = 0.5, 30.0
 
 
 class Follower:
-    """Keeps `catalog` and `features` current with `log`; `sinks` hear of changed entities afterwards."""
+    """Keeps `catalog` and `features` current with `log`; `sinks` hear of changed entities afterwards, and
+    `forget` of erased users.
+
+    Raises StoreError where the stores reflect more than the log holds: it is not the log they were made from.
+    """
 
     def __init__(
         self,
@@ -35,22 +49,34 @@ class Follower:
         features: FeatureStore,
         sinks: Sequence[Sink] = (),
         *,
+        forget: Sequence[Forget] = (),
         place_extra: str | None = None,
         batch: int = 50_000,
         name: str = "state",
     ) -> None:
         self.name = name
         self.log, self.catalog, self.features = log, catalog, features
-        self.sinks, self.place_extra, self.batch = sinks, place_extra, batch
+        self.sinks, self.forget, self.place_extra, self.batch = sinks, forget, place_extra, batch
         self.failure: Exception | None = None
+        """What stopped the last attempt; None while all is well."""
+        self._stepping = threading.Lock()
         self._moved = threading.Condition()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._noted_at = 0.0
-        known = log.follow(self.name)
-        self._seen = min(self.catalog.position(), self.features.position(), key=lambda p: p.offset())
+        self._untold: list[tuple[Sequence[Entity], Sequence[int]]] = []
+        known, end = log.follow(self.name), log.end()
+        stand = catalog.position(), features.position()
+        self._seen = min(stand, key=lambda p: p.offset())
+        self._noted = known
         if not known <= self._seen:
             _log.warning("stores stand at %s, before the follower's note %s; reading again", self._seen, known)
+        if not all(position <= end for position in stand):
+            raise StoreError(
+                f"the catalogue reflects the log up to {stand[0]} and the features up to {stand[1]}, but the log ends "
+                f"at {end}: it is another log, or a part of it is lost. Put it back, or delete the state, which is "
+                "then rebuilt from the log"
+            )
 
     @property
     def position(self) -> Position:
@@ -62,23 +88,41 @@ class Follower:
         return max(self.log.end().offset() - self._seen.offset(), 0)
 
     def step(self) -> int:
-        """Apply one batch; how many records it had."""
-        batch = self.log.read(self._seen, self.batch)
-        if not batch.records:
-            return 0
-        self._write_catalog(batch)
-        self._write_features(batch)
-        with self._moved:
-            self._seen = batch.next
-            self._moved.notify_all()
-        if time.monotonic() - self._noted_at > 1.0:
-            self.note()
-        return len(batch.records)
+        """Apply one batch; how many records it had. After an error the same batch can be applied again."""
+        with self._stepping:
+            self._tell()
+            batch = self.log.read(self._seen, self.batch)
+            if batch.records:
+                self._write_catalog(batch)
+                self._tell()
+                self._write_features(batch)
+                with self._moved:
+                    self._seen = batch.next
+                    self._moved.notify_all()
+            if self._seen != self._noted and time.monotonic() - self._noted_at > NOTE_EVERY:
+                self._note()
+            return len(batch.records)
 
     def note(self) -> None:
         """Tell the log what is safely stored, so that it may let go of older ranges."""
+        with self._stepping:
+            self._note()
+
+    def _note(self) -> None:
+        # A store that a run of the log did not concern has not committed it yet.
+        for store in (self.catalog, self.features):
+            if not self._seen <= store.position():
+                self._commit(store)
         self._noted_at = time.monotonic()
         self.log.note(self.name, self._seen)
+        self._noted = self._seen
+
+    def _commit(self, store: Catalog | FeatureStore) -> None:
+        """The position alone."""
+        if store is self.catalog:
+            self.catalog.write([], self._seen)
+        else:
+            self.features.write(EventBatch.of([]), self._seen)
 
     def catch_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Apply everything that is in the log now; `progress(done, total)` in records."""
@@ -94,7 +138,8 @@ class Follower:
             return self._moved.wait_for(lambda: position <= self._seen, timeout)
 
     def start(self) -> None:
-        """Follow in a thread of its own until `stop`. An error ends it and is kept in `failure`."""
+        """Follow in a thread of its own until `stop`. An error is kept in `failure` until a later attempt works."""
+        self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
         self._thread.start()
 
@@ -102,16 +147,27 @@ class Follower:
         self._stop.set()
         if self._thread:
             self._thread.join()
+            self._thread = None
 
     def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
+        pause = RETRY_FIRST
+        while not self._stop.is_set():
+            try:
                 if not self.step():
                     self.log.wait(self._seen, 0.2)
+                self.failure, pause = None, RETRY_FIRST
+            except Exception as error:  # noqa: BLE001 - any failure must reach readiness, not vanish with the thread
+                self.failure = error
+                _log.exception(
+                    "the follower fails at %s: slates reflect no new events; again in %g s", self._seen, pause
+                )
+                self._stop.wait(pause)
+                pause = min(2 * pause, RETRY_MOST)
+        try:
             self.note()
-        except Exception as error:  # noqa: BLE001 - any failure must reach readiness, not vanish with the thread
-            _log.exception("the follower stopped at %s; slates no longer reflect new events", self._seen)
+        except Exception as error:  # noqa: BLE001 - as above; the note is repeated at the next start
             self.failure = error
+            _log.exception("stopped at %s and could not note it", self._seen)
 
     def _fresh(self, batch: LogBatch, position: Position) -> tuple[list[LogRecord], list[int]]:
         """What a store standing at `position` has not seen of the batch."""
@@ -123,18 +179,32 @@ class Follower:
 
     def _write_catalog(self, batch: LogBatch) -> None:
         records, _ = self._fresh(batch, self.catalog.position())
-        changed = self.catalog.write(records, batch.next)
-        left = [
+        concerned = [r for r in records if isinstance(r, Entity | EntityPatch | EntityDelete | Erase)]
+        if not concerned:  # the position is committed with the next note: most of a log is events
+            return
+        changed = self.catalog.write(concerned, batch.next)
+        dropped = {
             key64(record.entity_type, record.entity, record.tenant)
-            for record in records
+            for record in concerned
             if isinstance(record, EntityDelete | Erase) and record.entity is not None
-        ]
-        if changed or left:
+        }
+        # One that came back in the same batch, or that a later record had outlived, has not left.
+        left = np.fromiter(dropped, np.uint64, len(dropped))
+        gone: list[int] = left[self.catalog.rows(left) < 0].tolist() if dropped else []
+        if changed or gone:
+            self._untold.append((changed, gone))
+
+    def _tell(self) -> None:
+        """Tell the sinks, all of them again if one failed: what is in the catalogue must reach every index."""
+        while self._untold:
             for sink in self.sinks:
-                sink(changed, left)
+                sink(*self._untold[0])
+            del self._untold[0]
 
     def _write_features(self, batch: LogBatch) -> None:
         records, offsets = self._fresh(batch, self.features.position())
+        if all(isinstance(record, Served) for record in records):  # our own slates change no state
+            return
         start, run, places = self.features.position(), list[Event](), list[int]()
         for record, offset in zip(records, offsets, strict=True):
             if isinstance(record, Event):
@@ -146,5 +216,7 @@ class Follower:
                 start = start.merge(Position.at(offset))
                 self.features.write(EventBatch.of(run, places, place_extra=self.place_extra), start)
                 self.features.erase(key64("user", record.user, record.tenant))
+                for forget in self.forget:
+                    forget(record.user, record.tenant)
                 run, places = [], []
         self.features.write(EventBatch.of(run, places, place_extra=self.place_extra), batch.next)

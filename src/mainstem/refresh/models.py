@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from mainstem.schema.errors import NotReady, StoreError
+from mainstem.schema.errors import MainstemError, NotReady
 from mainstem.schema.records import Entity
 from mainstem.weights import Snapshots
 
@@ -22,8 +22,9 @@ class ModelKeeper(Generic[Model]):
     """Holds the newest good version of a model line.
 
     `load(version)` builds it whole, index included, beside the one in use; then one assignment switches.
-    `touch(model, changed, left)` re-embeds entities that changed meanwhile. A version that does not load
-    is reported in `refused` and the one in use stays.
+    `touch(model, changed, left)` re-embeds entities that changed meanwhile. A version that does not load, for
+    whatever reason, is reported in `refused` and not tried again; the one in use stays, or where there is none
+    the next older one is tried.
     """
 
     def __init__(
@@ -35,10 +36,14 @@ class ModelKeeper(Generic[Model]):
     ) -> None:
         self.snapshots, self.load, self.touch, self.line = snapshots, load, touch, line
         self.refused: dict[str, str] = {}
+        """Versions that are on disk and were not taken into use -> why."""
+        self.failure: Exception | None = None
+        """Why the weights could not even be looked at, the last time; None while all is well."""
         self._current: Model | None = None
         self._version: str | None = None
         self._missed: list[tuple[Sequence[Entity], Sequence[int]]] | None = None
-        self._lock = threading.Lock()
+        self._refreshing = threading.Lock()  # one load at a time: held for long
+        self._lock = threading.Lock()  # of the model in use and what it missed: held for touches only
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -54,29 +59,34 @@ class ModelKeeper(Generic[Model]):
         return self._version
 
     def refresh(self) -> bool:
-        """Load the newest version if it is not the one in use; whether it switched."""
-        versions = self.snapshots.versions(self.line)
-        if not versions or versions[-1] == self._version or versions[-1] in self.refused:
+        """Take the newest version that loads into use, if it is newer than the one in use; whether it switched."""
+        with self._refreshing:
+            versions = self.snapshots.versions(self.line)
+            self.refused = {version: why for version, why in self.refused.items() if version in versions}
+            for version in reversed(versions):
+                if version == self._version:
+                    return False
+                if version not in self.refused and self._take(version):
+                    return True
             return False
-        newest = self.snapshots.latest(self.line)
-        self.refused |= newest.skipped
-        if newest.version is None or newest.version == self._version:
-            return False
+
+    def _take(self, version: str) -> bool:
         with self._lock:
             self._missed = []
         try:
-            model = self.load(newest.version)
-        except (StoreError, NotReady) as reason:
-            _log.error("model version %s was not taken into use: %s", newest.version, reason)
-            self.refused[newest.version] = str(reason)
+            model = self.load(version)
+            with self._lock:
+                for changed, left in self._missed:
+                    self.touch(model, changed, left)
+                self._current, self._version = model, version
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a version, the one in use answers on
+            expected = isinstance(error, MainstemError)
+            _log.error("model version %s was not taken into use: %s", version, error, exc_info=not expected)
+            self.refused[version] = str(error) if expected else f"{type(error).__name__}: {error}"
+            return False
+        finally:
             with self._lock:
                 self._missed = None
-            return False
-        with self._lock:
-            for changed, left in self._missed or ():
-                self.touch(model, changed, left)
-            self._missed = None
-            self._current, self._version = model, newest.version
         return True
 
     def entities_changed(self, changed: Sequence[Entity], left: Sequence[int]) -> None:
@@ -89,15 +99,22 @@ class ModelKeeper(Generic[Model]):
 
     def start(self, every: float = 2.0) -> None:
         """Look for new versions in a thread of its own until `stop`."""
-
-        def run() -> None:
-            while not self._stop.wait(every):
-                self.refresh()
-
-        self._thread = threading.Thread(target=run, name="model-keeper", daemon=True)
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, args=(every,), name="model-keeper", daemon=True)
         self._thread.start()
+
+    def _run(self, every: float) -> None:
+        while not self._stop.wait(every):
+            try:
+                self.refresh()
+                self.failure = None
+            except Exception as error:  # noqa: BLE001 - the folder may be away for a while; the thread must not be
+                if self.failure is None:
+                    _log.exception("the weights could not be looked at; the model in use stays")
+                self.failure = error
 
     def stop(self) -> None:
         self._stop.set()
         if self._thread:
             self._thread.join()
+            self._thread = None

@@ -8,8 +8,12 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.protocols import Floats
 from mainstem.schema.records import LogRecord, Served, Slate, SlateRequest
 
@@ -19,10 +23,18 @@ _log = logging.getLogger(__name__)
 
 # Slates written to the log in one append at most.
 BATCH = 1_000
+# Seconds that a slate waits for others to share its append: each is a commit that waits for the disk.
+PATIENCE = 0.05
+# Slates that may wait; beyond it new ones are dropped and counted.
+WAITING = 100_000
 
 
 class Recorder:
-    """`append(records)` writes to the log; `keep(served)` to the kept slates. `sample` in [0, 1] go on record."""
+    """`append(records)` writes to the log; `keep(served)` to the kept slates.
+
+    Of all slates the share `sample` in [0, 1] goes on record, evenly spaced; every good one is kept: one with
+    items, of which nothing but freshness is degraded. Safe to call from several threads.
+    """
 
     def __init__(
         self,
@@ -30,19 +42,22 @@ class Recorder:
         keep: Callable[[Served], None],
         sample: float = 1.0,
     ) -> None:
+        if not 0 <= sample <= 1:
+            raise ValueError(f"sample must lie in [0, 1], not {sample}")
         self.append, self.keep, self.sample = append, keep, sample
         self.failures = 0
-        self._queue: queue.SimpleQueue[Served | None] = queue.SimpleQueue()
-        self._debt = 0.0
+        """Slates that should be on record and are not."""
+        self.unkept = 0
+        """Good slates that could not be kept."""
+        self._queue: queue.SimpleQueue[tuple[Served, bool] | None] = queue.SimpleQueue()
+        self._count = 0
+        self._closed = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
     def record(self, request: SlateRequest, slate: Slate, inputs: Sequence[str], values: Floats) -> None:
         """Take a slate with the network's inputs for its items: values [len(slate.items), len(inputs)]."""
-        self._debt += self.sample
-        if self._debt < 1.0:  # evenly spaced: every 1/sample-th slate
-            return
-        self._debt -= 1.0
         served = Served(
             record_id=slate.request_id,
             time=slate.time,
@@ -51,35 +66,68 @@ class Recorder:
             slate=slate,
             shown=request.shown,
             feature_names=list(inputs),
-            features=values.tobytes(),
+            features=np.asarray(values, np.float32).tobytes(),
             tenant=request.tenant,
         )
-        self._queue.put(served)
+        with self._lock:
+            self._count += 1
+            # Whole numbers passed by count * sample: every 1/sample-th slate, without drift.
+            on_record = int(self._count * self.sample) > int((self._count - 1) * self.sample)
+            if self._closed or self._queue.qsize() >= WAITING:
+                self.failures += on_record
+                return
+            self._queue.put((served, on_record))
 
     def close(self) -> None:
-        """Write what waits, then stop."""
-        self._queue.put(None)
+        """Write what waits, then stop. What is recorded afterwards is counted in `failures`."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         going = True
         while going:
-            batch: list[Served] = []
-            waiting = self._queue.get()
-            while waiting is not None and len(batch) < BATCH:
-                batch.append(waiting)
-                if self._queue.empty():
+            first = self._queue.get()
+            batch = [] if first is None else [first]
+            going = first is not None
+            until = time.monotonic() + PATIENCE
+            while going and len(batch) < BATCH:
+                try:
+                    waiting = self._queue.get(timeout=max(until - time.monotonic(), 0.0))
+                except queue.Empty:
                     break
-                waiting = self._queue.get()
-            going = waiting is not None
-            self._write(batch)
+                if waiting is None:
+                    going = False
+                else:
+                    batch.append(waiting)
+            self._write([served for served, on_record in batch if on_record])
+            self._keep([served for served, _ in batch])
 
     def _write(self, batch: Sequence[Served]) -> None:
+        """Append all; where the log refuses one of them, one by one, so that only that one is lost."""
+        if not batch:
+            return
         try:
             self.append(batch)
-            for served in batch:
-                if not served.slate.degraded:
-                    self.keep(served)
+        except InvalidRecord as refused:
+            if len(batch) > 1:
+                for served in batch:
+                    self._write([served])
+                return
+            self.failures += 1
+            _log.warning("slate %s was not put on record: %s", batch[0].record_id, refused)
         except Exception:  # noqa: BLE001 - the recorder must outlive a full disk; what it dropped is counted
             self.failures += len(batch)
             _log.exception("%d served slates were not put on record", len(batch))
+
+    def _keep(self, batch: Sequence[Served]) -> None:
+        for served in batch:
+            if not served.slate.items or any(what.stage != "freshness" for what in served.slate.degraded):
+                continue
+            try:
+                self.keep(served)
+            except Exception:  # noqa: BLE001 - as above
+                self.unkept += 1
+                _log.exception("slate %s was not kept", served.record_id)

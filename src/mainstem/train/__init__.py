@@ -3,6 +3,7 @@
 towers.py     the two-tower model with its table: one definition of its keys, for training and serving
 retrieval.py  trains the towers on the log's positives (sampled softmax, logQ)
 ranking.py    trains the ranking network on replayed or joined examples (listwise softmax, calibrated)
+threads.py    how many threads torch uses in a stage
 trainer.py    the run: time split, checkpoints, early stopping, the published snapshot
 """
 

@@ -47,7 +47,9 @@ class RankingFit:
 
 @dataclass(frozen=True, slots=True)
 class _Slates:
-    """Examples as tensors, made once: inputs [n, f], labels [n, h], log_rate [n], fresh [n], weight [n], offsets [g + 1].
+    """Examples as tensors, made once.
+
+    inputs [n, f], labels [n, h], log_rate [n], fresh [n], weight [n], offsets [g + 1]
 
     log_rate is the log of the chance that a row is among the examples at all: 0 for what has a label of any head,
     as that was kept for certain, also where another head counts it as a negative.
@@ -82,7 +84,8 @@ class _Slates:
         offsets = torch.cat((sizes.new_zeros(1), sizes.cumsum(0)))
         rows = torch.arange(int(offsets[-1])) + torch.repeat_interleave(self.offsets[which] - offsets[:-1], sizes)
         columns = (self.inputs, self.labels, self.log_rate, self.fresh, self.weight)
-        return _Slates(*(column.index_select(0, rows) for column in columns), offsets=offsets)
+        inputs, labels, log_rate, fresh, weight = (column.index_select(0, rows) for column in columns)
+        return _Slates(inputs, labels, log_rate, fresh, weight, offsets)
 
 
 def ranking_loss(ranker: Ranker, examples: Examples, heads: Sequence[HeadConfig]) -> Tensor:
@@ -126,7 +129,7 @@ def _listwise(logits: Tensor, gains: Tensor, known: Tensor, slates: _Slates) -> 
 def _mean_loss(ranker: Ranker, slates: _Slates, heads: Sequence[HeadConfig]) -> float:
     ranker.eval()
     total = 0.0
-    for which in torch.arange(len(slates)).split(CHUNK):
+    for which in torch.split(torch.arange(len(slates)), CHUNK):
         total += float(_loss(ranker, slates.groups(which), heads)) * len(which)
     return total / max(len(slates), 1)
 
@@ -174,7 +177,7 @@ def _fit(
     for epoch in range(1, config.ranking_epochs + 1):
         ranker.train()
         losses, done = [], (epoch - 1) * len(train)
-        for which in torch.from_numpy(rng.permutation(len(train))).split(config.ranking_batch):
+        for which in torch.split(torch.from_numpy(rng.permutation(len(train))), config.ranking_batch):
             loss = _loss(ranker, train.groups(which), heads)
             adam.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -215,7 +218,7 @@ def calibrate(ranker: Ranker, valid: Examples, heads: Sequence[HeadConfig]) -> N
 def _calibrate(ranker: Ranker, valid: _Slates, heads: Sequence[HeadConfig]) -> None:
     ranker.eval()
     with torch.no_grad():
-        parts = [ranker(part) for part in valid.inputs.split(CHUNK * 128)]
+        parts = [ranker(part) for part in torch.split(valid.inputs, CHUNK * 128)]
     for column, head in enumerate(heads):
         target, known = torch.nan_to_num(valid.labels[:, column]), valid.labels[:, column].isfinite()
         if head.type != "binary" or not 0 < float(target.sum()) < float(known.sum()):

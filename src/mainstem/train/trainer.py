@@ -6,10 +6,14 @@
 The towers score the ranking examples, so they must not have learned from them: a vector that has seen
 the answer would teach the network to trust it too much. Checkpoints (line `LINE-training`) let a killed
 run go on after its last finished epoch of the towers; replay and ranking are short and start over.
+
+A short log is split in proportion: the towers get its first half, the ranking examples come from the next four
+tenths, validation from the last tenth.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,19 +25,20 @@ from numpy.typing import NDArray
 
 from mainstem.models import Head, Ranker, RankerConfig, TwoTower, TwoTowerConfig
 from mainstem.schema.batch import EventBatch
-from mainstem.schema.config import Config
-from mainstem.schema.errors import NotReady
+from mainstem.schema.config import Config, TrainConfig
+from mainstem.schema.errors import Incompatible, NotReady, StoreError
 from mainstem.schema.examples import Examples
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Catalog
 from mainstem.schema.time import parse_duration
 from mainstem.train.ranking import RankingFit, fit_ranker
 from mainstem.train.retrieval import Positives, RetrievalTrainer
+from mainstem.train.threads import torch_threads
 from mainstem.train.towers import CHANNELS, Towers
 from mainstem.weights import MemoryTable, Snapshot, SnapshotMeta, Snapshots
 from mainstem.weights.checkpoints import flatten, random_states, restore_random, unflatten
 
-__all__ = ["ExampleSource", "Trainer", "TrainingReport", "new_towers", "restore"]
+__all__ = ["ExampleSource", "Trainer", "TrainingReport", "new_towers", "restore", "time_split"]
 
 # The least that says anything: with fewer examples the network would learn noise.
 LEAST_SLATES = 20
@@ -48,7 +53,9 @@ class ExampleSource(Protocol):
     inputs: tuple[str, ...]
     events: EventBatch
 
-    def session_starts(self, events: EventBatch, order: NDArray[np.int64]) -> NDArray[np.bool_]: ...
+    def session_starts(self, events: EventBatch, order: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Mask along `order`, in which a session's events stand together by time: where a session begins."""
+        ...
 
     def examples(
         self, towers: Towers, start: int, cut: int, progress: Callable[[int, int], None]
@@ -70,10 +77,10 @@ class TrainingReport:
 Progress = Callable[[str, int, int], None]
 
 
-def new_towers(config: Config, catalog: Catalog, entity_type: str = "item") -> Towers:
-    """Untrained towers as configured."""
-    known = config.entities[entity_type].attributes
-    attributes = [name for name, kind in known.items() if kind == "category"]
+def new_towers(config: Config, catalog: Catalog) -> Towers:
+    """Untrained towers as configured; the category attributes of every entity type speak for its entities."""
+    kinds = [attribute for entity in config.entities.values() for attribute in entity.attributes.items()]
+    attributes = list(dict.fromkeys(name for name, kind in kinds if kind == "category"))
     module = TwoTower(TwoTowerConfig(dim=config.model.dim, channels=len(CHANNELS)))
     return Towers(module, MemoryTable(config.model.dim, seed=config.train.seed), catalog, attributes)
 
@@ -94,47 +101,47 @@ class Trainer:
             raise NotReady(
                 "there are no events of interest to learn from yet: ingest some, or check `events` in the file"
             )
+        start, cut = time_split(int(positives.time.min()), int(positives.time.max()) + 1, config)
         towers = new_towers(self.config, self.catalog)
         retrieval = RetrievalTrainer(towers, positives, self.config.model, config)
-        first, last = int(positives.time.min()), int(positives.time.max()) + 1
-        # A short log is split in proportion instead: four fifths, a tenth, a tenth.
-        validation = min(parse_duration(config.validation), (last - first) // 10)
-        span = min(parse_duration(config.ranking_span), max((last - first) // 10, 1) * 4)
-        cut, start = last - validation, last - validation - span
         clock = time.monotonic()
-        past = np.flatnonzero(positives.time < start)
-        self._train_towers(source, retrieval, past, progress)
-        later = np.flatnonzero(positives.time >= cut)
-        sample = np.random.default_rng(config.seed).permutation(later)[:RECALL_SAMPLE]
-        report.metrics["retrieval_recall@100"] = retrieval.recall(sample)
+        threads = config.threads or os.cpu_count() or 1
+        with torch_threads(threads):
+            self._train_towers(source, retrieval, np.flatnonzero(positives.time < start), progress)
+            later = np.flatnonzero(positives.time >= cut)
+            sample = np.random.default_rng(config.seed).permutation(later)[:RECALL_SAMPLE]
+            report.metrics["retrieval_recall@100"] = retrieval.recall(sample)
         clock = _lap(report, "towers", clock)
-        train, valid = source.examples(towers, start, cut, lambda done, total: progress("replay", done, total))
+        with torch_threads(1):  # a request's matrices are small
+            train, valid = source.examples(towers, start, cut, lambda done, total: progress("replay", done, total))
         clock = _lap(report, "replay", clock)
-        if len(train) < LEAST_SLATES or len(valid) < 1:
-            raise NotReady(f"only {len(train)} requests to learn from; at least {LEAST_SLATES} are needed")
-        ranker = self.new_ranker(len(source.inputs))
-        report.ranking = fit_ranker(
-            ranker,
-            train,
-            valid,
-            list(self.config.heads.values()),
-            config,
-            on_step=lambda done, total: progress("ranking", done, total),
-        )
-        report.metrics["ranking_loss"] = report.ranking.validation[report.ranking.best_epoch]
+        _enough(train, valid)
+        ranker = self._train_ranker(source, train, valid, report, progress)
         clock = _lap(report, "ranking", clock)
         rest = np.flatnonzero(positives.time >= start)
         rng = np.random.default_rng(config.seed + 1)
-        for done, _ in enumerate(retrieval.epoch(rest, rng), 1):
-            progress("towers, to the end", done * config.retrieval_batch, len(rest))
+        with torch_threads(threads):
+            for done, _ in enumerate(retrieval.epoch(rest, rng), 1):
+                progress("towers, to the end", min(done * config.retrieval_batch, len(rest)), len(rest))
         _lap(report, "towers to the end", clock)
         report.version = self.publish(towers, ranker, source, report.metrics)
         return report
 
+    def _train_ranker(
+        self, source: ExampleSource, train: Examples, valid: Examples, report: TrainingReport, progress: Progress
+    ) -> Ranker:
+        ranker = self.new_ranker(len(source.inputs))
+        heads = list(self.config.heads.values())
+        report.ranking = fit_ranker(
+            ranker, train, valid, heads, self.config.train,
+            on_step=lambda done, total: progress("ranking", done, total),
+        )  # fmt: skip
+        report.metrics["ranking_loss"] = report.ranking.validation[report.ranking.best_epoch]
+        return ranker
+
     def new_ranker(self, inputs: int) -> Ranker:
         """An untrained ranking network for so many input columns."""
-        heads = tuple(Head(name, head.type) for name, head in self.config.heads.items())
-        return Ranker(RankerConfig(features=inputs, heads=heads, hidden=tuple(self.config.model.hidden)))
+        return _new_ranker(self.config, inputs)
 
     def publish(self, towers: Towers, ranker: Ranker, source: ExampleSource, metrics: dict[str, float]) -> str:
         """Write a snapshot that serving can load; its version."""
@@ -144,7 +151,11 @@ class Trainer:
             fingerprint=source.fingerprint,
             position=source.position,
             metrics=metrics,
-            extras={"inputs": list(source.inputs), "attributes": list(towers.attributes)},
+            extras={
+                "inputs": list(source.inputs),
+                "attributes": list(towers.attributes),
+                "heads": list(self.config.heads),
+            },
         )
         version = self.snapshots.save(self.line, tensors, towers.table, meta)
         self.snapshots.keep(self.line, 3)
@@ -196,19 +207,61 @@ class Trainer:
         return int(state["epochs"])
 
 
+def time_split(first: int, last: int, config: TrainConfig) -> tuple[int, int]:
+    """(start, cut): ranking examples come from [start, cut), validation from [cut, last); towers learn before start.
+
+    first, last: ms, the time of the first event of interest and one after the last.
+    """
+    tenth = (last - first) // 10
+    validation = min(parse_duration(config.validation), tenth)
+    span = min(parse_duration(config.ranking_span), max(tenth, 1) * 4)
+    return last - validation - span, last - validation
+
+
 def restore(snapshot: Snapshot, config: Config, catalog: Catalog) -> tuple[Towers, Ranker]:
-    """The networks of a published snapshot, ready to answer."""
+    """The networks of a published snapshot, ready to answer.
+
+    Raises Incompatible where it was trained for another configuration than `config`.
+    """
     towers = new_towers(config, catalog)
-    towers.module.load_state_dict(_part(snapshot, "towers."))
-    if snapshot.table is not None:
-        towers.table.load(snapshot.table)
-    heads = tuple(Head(name, head.type) for name, head in config.heads.items())
-    inputs = len(snapshot.manifest.extras["inputs"])
-    ranker = Ranker(RankerConfig(features=inputs, heads=heads, hidden=tuple(config.model.hidden)))
-    ranker.load_state_dict(_part(snapshot, "ranker."))
+    version, extras = snapshot.manifest.version, snapshot.manifest.extras
+    remedy = "train again with this configuration (`mainstem train`), or go back to the one it was trained with"
+    trained_with = extras.get("attributes"), extras.get("heads", list(config.heads))
+    if trained_with != (list(towers.attributes), list(config.heads)):
+        raise Incompatible(
+            f"{version} was trained with the attributes {trained_with[0]} and heads {trained_with[1]}, configured are "
+            f"{list(towers.attributes)} and {list(config.heads)}: {remedy}"
+        )
+    ranker = _new_ranker(config, len(extras["inputs"]))
+    try:
+        towers.module.load_state_dict(_part(snapshot, "towers."))
+        ranker.load_state_dict(_part(snapshot, "ranker."))
+        if snapshot.table is not None:
+            towers.table.load(snapshot.table)
+    except (RuntimeError, StoreError) as error:  # torch says RuntimeError for every shape and name that does not fit
+        raise Incompatible(f"{version} does not fit the configured networks: {remedy}. {error}") from error
     towers.module.eval()
     ranker.eval()
     return towers, ranker
+
+
+def _new_ranker(config: Config, inputs: int) -> Ranker:
+    heads = tuple(Head(name, head.type) for name, head in config.heads.items())
+    return Ranker(RankerConfig(features=inputs, heads=heads, hidden=tuple(config.model.hidden)))
+
+
+def _enough(train: Examples, valid: Examples) -> None:
+    """Raises NotReady, saying what is missing."""
+    if len(train) < LEAST_SLATES:
+        raise NotReady(
+            f"only {len(train)} requests to learn from, at least {LEAST_SLATES} are needed: ingest more events of the "
+            "kinds that `heads` names, over a longer time"
+        )
+    if not len(valid):
+        raise NotReady(
+            "no requests to validate on in the last stretch of the log: ingest newer events of the kinds that `heads` "
+            "names, or set a longer `train.validation`"
+        )
 
 
 def _part(snapshot: Snapshot, prefix: str) -> dict[str, torch.Tensor]:
