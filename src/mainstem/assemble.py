@@ -75,10 +75,13 @@ class Parts:
             part.close()
 
 
-def assemble(config: Config, base: Path = Path()) -> Parts:
-    """Open every store that `config` names (relative paths count from `base`) and wire what works on them."""
+def assemble(config: Config, base: Path = Path(), *, claim: bool = False) -> Parts:
+    """Open every store that `config` names (relative paths count from `base`) and wire what works on them.
+
+    `claim`: be the log's writer from the start, so that a second server fails here and not at its first event.
+    """
     urls = storage_urls(config, base)
-    log = open_log(config, base)
+    log = open_log(config, base, claim=claim)
     catalog, store = _open_state(config, urls.state)
     kept = slates.open(f"{urls.state}/slates")
     snapshots = weights.open(urls.weights)
@@ -99,10 +102,10 @@ def assemble(config: Config, base: Path = Path()) -> Parts:
     return Parts(config, log, catalog, store, snapshots, kept, follower, keeper, pipeline, recorder, pool)
 
 
-def open_log(config: Config, base: Path = Path()) -> Log:
-    """The log alone: a reader until its first append."""
+def open_log(config: Config, base: Path = Path(), *, claim: bool = False) -> Log:
+    """The log alone: a reader until its first append, unless it claims to be the writer at once."""
     urls = storage_urls(config, base)
-    return eventlog.open(urls.log, history=urls.history, config=config.log)
+    return eventlog.open(urls.log, history=urls.history, config=config.log, claim=claim)
 
 
 def backfill(config: Config, base: Path, progress: Callable[[int, int], None]) -> int:
@@ -122,6 +125,7 @@ def backfill(config: Config, base: Path, progress: Callable[[int, int], None]) -
         follower = Follower(log, catalog, store, place_extra=config.features.place, name="backfill")
         follower.catch_up(progress)
         count = follower.position.offset()
+        log.unfollow(follower.name)
     finally:
         for part in (store, catalog, log):
             part.close()

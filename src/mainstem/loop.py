@@ -41,7 +41,7 @@ class Loop:
 
     def __init__(self, config: Config, base: Path = Path(), *, follow: bool = False) -> None:
         self.config, self.base = config, base
-        self.parts: Parts = assemble(config, base)
+        self.parts: Parts = assemble(config, base, claim=follow)
         self.following = follow
         self.parts.keeper.refresh()
         if follow:

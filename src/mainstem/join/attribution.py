@@ -73,7 +73,7 @@ class Attribution:
     inputs: names of the columns that Examples must have; None takes every slate with inputs (of one kind, then).
     had: the input that is above 0 for what the user had before; None takes nothing for fresh.
     lateness: ms of event time that are waited beyond the longest window for records out of order. Memory holds the
-    slates and the answers of one longest window and two latenesses.
+    slates and answers of one longest window and the lateness, and the names of the slates of one window before.
     """
 
     def __init__(
@@ -134,6 +134,8 @@ class Attribution:
         if self._clock is not None and due <= self._clock:
             self.counts.too_late += 1
             return
+        if len(served.features) != 4 * len(slate.items) * len(served.feature_names):
+            served = msgspec.structs.replace(served, features=b"")  # it still takes its answers from older slates
         self.counts.slates += 1
         self._slates[slate.request_id] = served
         heapq.heappush(self._due, (due, slate.request_id))
@@ -202,7 +204,7 @@ class Attribution:
         while self._stale and self._stale[0][0] <= time:
             self._forget_event(heapq.heappop(self._stale)[1])
         for request_id, due in list(self._closed.items()):
-            if due + self.lateness > time:  # oldest first: the rest is newer
+            if due + self.longest > time:  # oldest first, so the rest is newer; answers to it would not be stale
                 break
             del self._closed[request_id]
 

@@ -85,14 +85,14 @@ def merge(found: Mapping[str, Scored], most: int) -> Candidates:
     """
     names = tuple(found)
     keys = np.concatenate([np.zeros(0, np.uint64), *(s.keys for s in found.values())])
-    place = np.concatenate([np.zeros(0, np.int32), *(np.arange(len(s), dtype=np.int32) for s in found.values())])
+    place = np.concatenate([np.zeros(0, np.uint32), *(np.arange(len(s), dtype=np.uint32) for s in found.values())])
     origin = np.repeat(np.arange(len(names)), [len(s) for s in found.values()])
     unique, row = np.unique(keys, return_inverse=True)
-    rank = np.full((len(unique), len(names)), -1, np.int32)
-    rank[row[::-1], origin[::-1]] = place[::-1]  # backwards: of a key that comes twice the first place stays
-    merged = Candidates(unique, rank, names)
-    # As unsigned, "did not bring it" is the largest rank.
-    first = rank.view(np.uint32).min(axis=1, initial=np.iinfo(np.uint32).max)
+    # As unsigned, "did not bring it" (-1) is the largest rank; of a key that comes twice the first place stays.
+    rank = np.full((len(unique), len(names)), np.iinfo(np.uint32).max, np.uint32)
+    np.minimum.at(rank, (row, origin), place)
+    first = rank.min(axis=1, initial=np.iinfo(np.uint32).max)
+    merged = Candidates(unique, rank.view(np.int32), names)
     return merged.take(np.lexsort((unique, -merged.fused(), first))[:most])
 
 

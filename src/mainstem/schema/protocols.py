@@ -85,6 +85,10 @@ class Log(Protocol):
         """Note that follower `name` has safely stored everything before `position`."""
         ...
 
+    def unfollow(self, name: str) -> None:
+        """Forget the follower: ranges are no longer kept for it."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time as _time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from mainstem.schema.errors import InvalidRecord
 
@@ -19,6 +19,7 @@ HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 _UNITS = {"ms": 1, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY, "w": 7 * DAY}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
 # Year 1 and year 9999 in ms: outside of it `datetime` cannot print the value back.
 _EARLIEST, _LATEST = -62_135_596_800_000, 253_402_300_799_999
@@ -59,4 +60,5 @@ def parse_time(value: object, field: str = "time") -> int:
 
 def iso(ms: int) -> str:
     """ms since 1970 -> `2017-12-04T09:30:00.000Z`."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    moment = _EPOCH + timedelta(milliseconds=ms)  # a float of seconds would lose a ms in far years
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

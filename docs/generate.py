@@ -1,0 +1,221 @@
+"""Writes the generated parts of the README and the manual: `make docs`. tests/docs fails where one is stale.
+
+A page holds `<!-- NAME -->` and `<!-- /NAME -->`; what stands between them is replaced by the part of that name.
+docs/configuration.md is generated whole.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from litestar import Litestar
+
+from mainstem import catalog, datasets, features, layout
+from mainstem.schema import config_docs
+from mainstem.schema.config import Config
+from mainstem.serve.metrics import Metrics
+from mainstem.serve.openapi import document, openapi_config
+from mainstem.serve.routes import HANDLERS
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+RESULTS = ROOT / "benchmarks" / "results"
+DEMO_TEXT = DOCS / "demo-output.txt"
+
+_PART = re.compile(r"(?P<open><!-- (?P<name>[a-z][a-z-]*) -->\n)(?P<body>.*?)(?P<close><!-- /(?P=name) -->)", re.DOTALL)
+
+
+def loop() -> str:
+    """The picture of the loop, from the import table."""
+    return f"```mermaid\n{layout.picture()}```\n"
+
+
+def folders() -> str:
+    """What is where, from the import table."""
+    rows = [("`schema/`", "records, ids, positions, time, configuration, shared protocols")]
+    rows += [(f"`{name}/`", f"holds: {what}") for name, what in layout.HOLDERS.items()]
+    rows += [(f"`{name}/`", f"moves: {what}") for name, what in layout.MOVERS.items()]
+    return table(("folder", "what it is"), rows)
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """Every committed benchmark result, by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def figures() -> str:
+    """The committed results as a table. Nothing else in the manual may claim a figure."""
+    rows = []
+    for name, result in results().items():
+        goal = result.get("goal")
+        rows.append(
+            (
+                f"[{name}](benchmarks/results/{name}.json)",
+                result["metric"],
+                number(result["ours"]),
+                f"{number(result['peer'])} ({result['peer_name']})" if result.get("peer") is not None else "none",
+                number(result.get("ratio")),
+                "none" if goal is None else number(goal),
+                {True: "yes", False: "no", None: "no goal"}[result.get("met")],
+            )
+        )
+        for part, figure in result.get("parts", {}).items():
+            if figure.get("goal") is not None:
+                met = "yes" if figure["met"] else "no"
+                values = (number(figure["ours"]), "", "", number(figure["goal"]), met)
+                rows.append((f"{name}: {part}", figure["metric"], *values))
+    machines = {(m["processor"], m["cores"], m["memory_gib"]) for m in (r["machine"] for r in results().values())}
+    told = "; ".join(f"{name}, {cores} cores, {memory} GiB" for name, cores, memory in sorted(machines))
+    head = ("benchmark", "metric", "ours", "peer", "ours / peer", "goal", "met")
+    return table(head, rows) + f"\nMeasured on: {told}. Single figures and the load of the machine are in the files.\n"
+
+
+def demo_output() -> str:
+    """What `make demo` showed when it was last recorded: docs/demo-output.txt, and the figures of d1_demo."""
+    parts = []
+    if DEMO_TEXT.exists():
+        parts.append(f"```text\n{DEMO_TEXT.read_text().rstrip()}\n```\n")
+    found = results().get("d1_demo")
+    if found:
+        demo = found.get("demo", found)
+        systems = {"**Mainstem**": demo.get("mainstem"), **demo.get("baselines", {})}
+        rows = [
+            (name, *(_decimals(scores[which][metric]) for which in ("all", "new") for metric in ("ndcg@10", "recall@10")))
+            for name, scores in systems.items()
+            if scores
+        ]
+        head = ("", "NDCG@10, all", "recall@10, all", "NDCG@10, new", "recall@10, new")
+        parts += [table(head, rows)] if rows else []
+    return "\n".join(parts) or "No run is recorded in `benchmarks/results` yet.\n"
+
+
+def endpoints() -> str:
+    """Addresses and what they do, from the handlers."""
+    paths = document(Litestar(HANDLERS, openapi_config=openapi_config()))["paths"]
+    rows = [
+        (f"`{method.upper()}`", f"`{path}`", (about.get("description") or about.get("summary") or "").replace("\n", " "))
+        for path, methods in paths.items()
+        for method, about in methods.items()
+    ]
+    return table(("", "address", "what it does"), rows)
+
+
+def metrics() -> str:
+    """The names of the metrics, from the registry."""
+    rows = []
+    for family in Metrics().registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        rows.append((f"`{name}`", family.type, family.documentation))
+    return table(("metric", "type", "what it counts"), rows)
+
+
+def data_sets() -> str:
+    """The known data sets, from the registry."""
+    rows = []
+    for name in datasets.names():
+        known = datasets.get(name)
+        counts = known.counts
+        rows.append((f"[{name}]({known.home})", known.title, count(counts.events), count(counts.users),
+                     count(counts.entities), known.licence.split("NOTE")[0].strip()))  # fmt: skip
+    return table(("name", "what it is", "events", "users", "entities", "licence"), rows)
+
+
+def benchmarks() -> str:
+    """The scripts there are, with what each measures."""
+    spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "bench.py")
+    assert spec and spec.loader
+    bench = importlib.util.module_from_spec(spec)
+    sys.modules["bench"] = bench
+    spec.loader.exec_module(bench)
+    return table(("name", "what it measures"), [(f"`{name}`", line) for name, line in bench.scripts().items()])
+
+
+def columns(dataset: str = "completejourney") -> tuple[str, ...]:
+    """The feature columns that a data set's configuration gives, in order."""
+    config = Config.model_validate(datasets.get(dataset).config)
+    known = catalog.open("memory://", entities=config.entities)
+    store = features.open("memory://", config, known)
+    try:
+        return store.names
+    finally:
+        store.close()
+        known.close()
+
+
+def feature_columns() -> str:
+    """All columns of the demo's configuration."""
+    names = columns()
+    return f"{len(names)} columns, in this order:\n\n" + "".join(f"`{name}`\n" for name in names)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "loop": loop,
+    "folders": folders,
+    "figures": figures,
+    "demo-output": demo_output,
+    "endpoints": endpoints,
+    "metrics": metrics,
+    "data-sets": data_sets,
+    "benchmarks": benchmarks,
+    "feature-columns": feature_columns,
+}
+
+
+def filled(text: str) -> str:
+    """A page with its generated parts made anew."""
+    return _PART.sub(
+        lambda match: match["open"] + PARTS[match["name"]]() + match["close"] if match["name"] in PARTS else match[0], text
+    )
+
+
+def pages() -> dict[Path, str]:
+    """Every page that has generated parts, as it should be."""
+    found = {}
+    for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
+        if path.exists() and path != DOCS / "configuration.md":
+            text = path.read_text()
+            if any(match["name"] in PARTS for match in _PART.finditer(text)):
+                made = filled(text)
+                # Links of a part are written as from the root.
+                found[path] = made if path.parent == ROOT else made.replace("](benchmarks/", "](../benchmarks/")
+    found[DOCS / "configuration.md"] = config_docs.markdown()
+    return found
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; thousands in groups."""
+    if value is None:
+        return "none"
+    short = float(f"{value:.3g}")
+    return f"{short:,.0f}" if abs(short) >= 100 else f"{short:g}"
+
+
+def count(value: int) -> str:
+    return "varies" if value < 0 else f"{value:,}"
+
+
+def _decimals(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def main() -> None:
+    for path, text in pages().items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
