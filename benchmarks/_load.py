@@ -92,7 +92,7 @@ class Client(asyncio.Protocol):
         tally.statuses[status] += 1
         if found := _ACCEPTED.search(self.held, head):
             tally.accepted += int(found[1])
-        elif not tally.first_refusal:
+        elif status != 200 and not tally.first_refusal:
             tally.first_refusal = self.held[head + 4 : end].decode(errors="replace")[:300]
         self.held = self.held[end:]
         self.send_next()

@@ -12,7 +12,7 @@ lists of 100 and one by one, each answered only once it is durable; the follower
 and the time it takes to drain are told. The peer of these is what Metarank publishes, 1-3 k events/s with features:
 its upper end. The state starts at the end of the full log (see `_ingest.py`).
 
-    python benchmarks/p7_ingest.py [--prefill 20000000] [--events 300000] [--runs 3] [--dir FOLDER]
+    python benchmarks/p7_ingest.py [--prefill 20000000] [--events 300000] [--runs 3] [--dir FOLDER] [--keep FOLDER]
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Counter:
 
 def fill(log: Log, source: Counter, count: int) -> float:
     """Append `count` events; events/s of the time spent appending, beside which sealing runs."""
-    spent, told = 0.0, time.monotonic()
+    spent, told, first = 0.0, time.monotonic(), source.next
     for _ in range(0, count, BATCH):
         (batch,) = source.batches(BATCH)
         started = time.perf_counter()
@@ -84,7 +84,7 @@ def fill(log: Log, source: Counter, count: int) -> float:
         spent += time.perf_counter() - started
         if time.monotonic() - told > 10:
             told = time.monotonic()
-            say(f"p7_ingest: filling {source.next:,} of {count:,}, {source.next / spent:,.0f} events/s")
+            say(f"p7_ingest: {source.next:,} in the log, {(source.next - first) / spent:,.0f} events/s")
     return count / spent if spent else 0.0
 
 
@@ -152,8 +152,9 @@ def read_rate(log: Log, first: int, count: int) -> float:
 def measure_log(bench: Bench, folder: Path, source: Counter, args: argparse.Namespace) -> dict[str, Any]:
     """The log alone; what `report` says of it."""
     log = eventlog.open(f"sqlite://{folder}/log.sqlite", history=f"file://{folder}/history", config=LogConfig())
-    if args.prefill:
-        bench.part("fill", metric="events_per_s", ours=fill(log, source, args.prefill))
+    source.next = log.end().offset()
+    if (missing := args.prefill - source.next) > 0:
+        bench.part("fill", metric="events_per_s", ours=fill(log, source, missing))
     bench.median(lambda: append_rate(log, source.batches(args.events)), args.runs, "append")
     peer = bench.median(lambda: bare_rate(folder, source, args.events), args.runs, "bare")
     bench.median(lambda: append_rate(log, source.batches(args.events)), args.runs, "append")
@@ -171,7 +172,8 @@ def measure_log(bench: Bench, folder: Path, source: Counter, args: argparse.Name
     bench.part("read_history", metric="records_per_s", ours=history, goal=300_000)
     bench.part("read_tail", metric="records_per_s", ours=tail, goal=300_000)
     log.close()
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    files = [*folder.glob("log.sqlite*"), *(folder / "history").rglob("*")]
+    size = sum(path.stat().st_size for path in files if path.is_file())
     ours = statistics.median(bench.runs["append"])
     return {"ours": ours, "peer": peer, "held": held, "bytes_per_event": round(size / held, 1)}
 
@@ -214,11 +216,13 @@ def main() -> None:
     given.add_argument("--runs", type=int, default=3)
     given.add_argument("--clients", type=int, default=64, help="connections")
     given.add_argument("--dir", type=Path, default=None, help="a folder on the disk to measure")
+    given.add_argument("--keep", type=Path, default=None, help="a folder to keep the full log in, for the next run")
     args = given.parse_args()
     # Not the system's temporary folder by default: that may be memory, where a sync costs nothing.
     place = args.dir or Path.cwd()
     with tempfile.TemporaryDirectory(prefix="p7-", dir=place) as name:
-        folder, source = Path(name).resolve(), Counter()
+        folder, source = (args.keep or Path(name)).resolve(), Counter()
+        folder.mkdir(parents=True, exist_ok=True)
         bench = Bench("p7_ingest", metric="append_events_per_s", goal=50_000)
         figures = measure_log(bench, folder, source, args)
         measure_applied(bench, folder, source, args)

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,10 @@ def loop() -> str:
 
 def folders() -> str:
     """What is where, from the import table."""
-    rows = [("`schema/`", "records, ids, positions, time, configuration, shared protocols")]
-    rows += [(f"`{name}/`", f"holds: {what}") for name, what in layout.HOLDERS.items()]
-    rows += [(f"`{name}/`", f"moves: {what}") for name, what in layout.MOVERS.items()]
-    return table(("folder", "what it is"), rows)
+    rows = [("`schema/`", "is shared", "records, ids, positions, time, configuration, protocols")]
+    rows += [(f"`{name}/`", "holds", what) for name, what in layout.HOLDERS.items()]
+    rows += [(f"`{name}/`", "moves", what) for name, what in layout.MOVERS.items()]
+    return table(("folder", "", "what"), rows)
 
 
 def results() -> dict[str, dict[str, Any]]:
@@ -73,7 +74,11 @@ def figures() -> str:
     machines = {(m["processor"], m["cores"], m["memory_gib"]) for m in (r["machine"] for r in results().values())}
     told = "; ".join(f"{name}, {cores} cores, {memory} GiB" for name, cores, memory in sorted(machines))
     head = ("benchmark", "metric", "ours", "peer", "ours / peer", "goal", "met")
-    return table(head, rows) + f"\nMeasured on: {told}. Single figures and the load of the machine are in the files.\n"
+    return (
+        table(head, rows)
+        + f"\nMeasured on: {told}. Single runs and the load of the machine are in the files. \
+For times and their ratios a goal is the most, for rates the least.\n"
+    )
 
 
 def demo_output() -> str:
@@ -86,7 +91,10 @@ def demo_output() -> str:
         demo = found.get("demo", found)
         systems = {"**Mainstem**": demo.get("mainstem"), **demo.get("baselines", {})}
         rows = [
-            (name, *(_decimals(scores[which][metric]) for which in ("all", "new") for metric in ("ndcg@10", "recall@10")))
+            (
+                name,
+                *(_decimals(scores[which][metric]) for which in ("all", "new") for metric in ("ndcg@10", "recall@10")),
+            )
             for name, scores in systems.items()
             if scores
         ]
@@ -99,7 +107,11 @@ def endpoints() -> str:
     """Addresses and what they do, from the handlers."""
     paths = document(Litestar(HANDLERS, openapi_config=openapi_config()))["paths"]
     rows = [
-        (f"`{method.upper()}`", f"`{path}`", (about.get("description") or about.get("summary") or "").replace("\n", " "))
+        (
+            f"`{method.upper()}`",
+            f"`{path}`",
+            (about.get("description") or about.get("summary") or "").replace("\n", " "),
+        )
         for path, methods in paths.items()
         for method, about in methods.items()
     ]
@@ -129,7 +141,8 @@ def data_sets() -> str:
 def benchmarks() -> str:
     """The scripts there are, with what each measures."""
     spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "bench.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     bench = importlib.util.module_from_spec(spec)
     sys.modules["bench"] = bench
     spec.loader.exec_module(bench)
@@ -151,7 +164,7 @@ def columns(dataset: str = "completejourney") -> tuple[str, ...]:
 def feature_columns() -> str:
     """All columns of the demo's configuration."""
     names = columns()
-    return f"{len(names)} columns, in this order:\n\n" + "".join(f"`{name}`\n" for name in names)
+    return f"{len(names)} columns, in this order:\n\n```text\n{textwrap.fill(' '.join(names), 110)}\n```\n"
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -169,9 +182,12 @@ PARTS: dict[str, Callable[[], str]] = {
 
 def filled(text: str) -> str:
     """A page with its generated parts made anew."""
-    return _PART.sub(
-        lambda match: match["open"] + PARTS[match["name"]]() + match["close"] if match["name"] in PARTS else match[0], text
-    )
+
+    def part(match: re.Match[str]) -> str:
+        made = PARTS.get(match["name"])
+        return match["open"] + made() + match["close"] if made else match[0]
+
+    return _PART.sub(part, text)
 
 
 def pages() -> dict[Path, str]:

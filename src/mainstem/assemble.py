@@ -93,7 +93,9 @@ def assemble(config: Config, base: Path = Path(), *, claim: bool = False) -> Par
     last_good = partial(_last_good, kept)
     pipeline = Pipeline(config, catalog, store, sources, keeper.current, last_good, _pool_of(pool))
     sinks: list[Sink] = [keeper.entities_changed, *([content.entities_changed] if content else [])]
-    follower = Follower(log, catalog, store, sinks, place_extra=config.features.place)
+    follower = Follower(
+        log, catalog, store, sinks, forget=[kept.forget], sweeps=[kept.expire], place_extra=config.features.place
+    )
 
     def keep(served: Served) -> None:
         kept.keep(served.tenant, served.slate.canvas, served.user, served.slate, served.time)
@@ -202,7 +204,7 @@ def sources_of(
         TwoTower(current),
     ]
     if content:
-        sources.append(Content(content.index, content.encoder.encode, content.catalog))
+        sources.append(Content(content.index, content.encoder.encode))
     return tuple(sources)
 
 

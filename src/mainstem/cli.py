@@ -121,8 +121,8 @@ def serve(
     ] = False,
 ) -> None:
     """Answer over HTTP. Binds to loopback unless told otherwise: there is no authentication."""
-    # One request is answered by one thread; small matrices only lose by more. Read when numpy and torch load.
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    # One request is answered by one thread; small matrices only lose by more. Read when torch loads.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
     from mainstem.serve import run
 
@@ -284,6 +284,8 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 def main() -> None:
     """The `mainstem` command: errors raised on purpose are one message and exit status 1."""
+    # numpy's products here are small; more threads only make them wait for each other. Read when numpy loads.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app()
     except MainstemError as error:

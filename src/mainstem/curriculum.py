@@ -6,6 +6,7 @@ It needs the log and nothing else, so `mainstem train` runs beside a server with
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from mainstem import catalog as catalogs
 from mainstem import features, weights
 from mainstem.assemble import ContentVectors, fingerprint, model_of, sources_of
-from mainstem.join import Replay, StoredRequest, Visit, visits
+from mainstem.join import Attribution, Replay, StoredRequest, Visit, visits
 from mainstem.join.sessions import session_starts
 from mainstem.rank import ModelVersion, Pipeline
 from mainstem.rank.score import rank_inputs
@@ -27,13 +28,16 @@ from mainstem.schema.examples import Examples
 from mainstem.schema.ids import Keys
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import FeatureStore, FeatureView, Floats, Log
-from mainstem.schema.records import Context, Event, SlateRequest
+from mainstem.schema.records import Context, Event, Served, SlateRequest
+from mainstem.schema.time import parse_duration
 from mainstem.train import Towers, Trainer, TrainingReport
 
 __all__ = ["Curriculum", "train"]
 
 # What the network sees beside the features (`rank_inputs` appends it).
 EXTRA_INPUTS = ("two_tower",)
+# The input that says whether the user had the entity before.
+HAD = "user_item_count"
 Progress = Callable[[str, int, int], None]
 
 
@@ -55,27 +59,36 @@ class Curriculum:
         self.position: Position = log.end()
         self.catalog = catalogs.open("memory://", entities=config.entities)
         self.users: dict[int, str] = {}
+        self.recorded: list[Examples] = []
+        with closing(self._private()) as private:
+            self.kinds, self.fingerprint = private.kinds, fingerprint(config, private)
+            self.inputs = (*private.names, *EXTRA_INPUTS)
         events = self._read(log, progress)
         events = events.take(np.argsort(events.time, kind="stable"))
         # Replay writes into a state of its own, whose positions count along this order.
         self.events = replace(events, offset=np.arange(len(events)))
-        self.private = features.open("memory://", config, self.catalog)
         self.content = ContentVectors.open(config, self.catalog)
-        self.fingerprint = fingerprint(config, self.private)
-        self.inputs = (*self.private.names, *EXTRA_INPUTS)
 
     def before(self, cut: int) -> Curriculum:
         """The same with the events before `cut` (ms) alone, for an evaluation that holds the rest back."""
         past = copy(self)
         past.events = self.events.take(self.events.time < cut)
+        # A slate's labels come from the time after it: those that may reach over the cut are left out.
+        window = max(parse_duration(head.window) for head in self.config.heads.values())
+        past.recorded = [examples for examples in self.recorded if examples.time[0] < cut - window]
         return past
 
     def close(self) -> None:
-        self.private.close()
         self.catalog.close()
 
+    def _private(self) -> FeatureStore:
+        """An empty state that is nobody else's."""
+        return features.open("memory://", self.config, self.catalog)
+
     def _read(self, log: Log, progress: Progress) -> EventBatch:
-        """All events of the log up to `position`, in columns; entities go into the catalogue."""
+        """All events of the log up to `position`, in columns; entities go into the catalogue, and slates on record
+        that were shown are joined with what followed them, once there are any."""
+        join: Attribution | None = None
         seen, end, parts = START, self.position.offset(), list[EventBatch]()
         place = self.config.features.place
         while seen.offset() < end and (batch := log.read(seen, 50_000)).records:
@@ -84,6 +97,13 @@ class Curriculum:
             columns = EventBatch.of(events, place_extra=place)
             self.users |= dict(zip(columns.user.tolist(), (event.user for event in events), strict=True))
             parts.append(columns)
+            if join is None and any(isinstance(r, Served) and r.shown is not False for r in batch.records):
+                join = Attribution(
+                    self.config.heads, self.inputs, had=HAD, served_is_seen=self.config.train.served_is_seen
+                )
+            if join is not None:
+                join.add(batch.records)
+                self.recorded += join.ready()
             seen = batch.next
             progress("reading the log", min(seen.offset(), end), end)
         return EventBatch.concat(parts)
@@ -97,13 +117,14 @@ class Curriculum:
     ) -> tuple[Examples, Examples]:
         """Examples of requests in [start, cut) and from `cut` on, by replay."""
         requests = self._requests(start, cut)
-        model = model_of(towers, self.config, self.private.kinds, self.inputs, "training", self.catalog)
-        replay = self.replay(self.private, model)
-        made = []
-        for done, examples in enumerate(replay.examples(requests), 1):
-            made.append(examples)
-            progress(done, len(requests))
+        model = model_of(towers, self.config, self.kinds, self.inputs, "training", self.catalog)
+        made = [examples for examples in self.recorded if examples.time[0] >= start]
+        with closing(self._private()) as private:
+            for done, examples in enumerate(self.replay(private, model).examples(requests), 1):
+                made.append(examples)
+                progress(done, len(requests))
         progress(len(requests), len(requests))
+        made.sort(key=lambda examples: int(examples.time[0]))
         empty = Examples.none(len(self.inputs), len(self.config.heads))
         train = [examples for examples in made if examples.time[0] < cut]
         valid = [examples for examples in made if examples.time[0] >= cut]
@@ -140,7 +161,9 @@ class Curriculum:
             return rank_inputs(model, context, view, config.tenant, keys)
 
         seed, negatives = config.train.seed, config.train.negatives
-        return Replay(self.events, store, config.heads, retrieve, inputs, negatives=negatives, seed=seed)
+        return Replay(
+            self.events, store, config.heads, retrieve, inputs, negatives=negatives, seed=seed, tenant=config.tenant
+        )
 
 
 def _sample(found: Sequence[Visit], most: int, rng: np.random.Generator) -> list[Visit]:

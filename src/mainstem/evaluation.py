@@ -72,7 +72,7 @@ def evaluate_log(
             kept = snapshots.open(f"file://{folder}")
             trained = Trainer(config, source.catalog, kept, "evaluation").run(past, progress)
             towers, ranker = restore(kept.load("evaluation", trained.version), config, source.catalog)
-        model = model_of(towers, config, source.private.kinds, source.inputs, trained.version, source.catalog)
+        model = model_of(towers, config, source.kinds, source.inputs, trained.version, source.catalog)
         model = replace(model, scores=numpy_scorer(ranker))
         store = features.open("memory://", config, source.catalog)
         folding = source.replay(store, model)

@@ -106,10 +106,19 @@ class Loop:
 
     def ready(self) -> tuple[bool, dict[str, object]]:
         """Whether traffic is welcome: the follower is alive and close behind. A missing model only degrades."""
-        failure, lag = self.parts.follower.failure, self.parts.follower.lag()
-        state = "failed: " + str(failure) if failure else "ok" if lag < 10_000 else f"{lag} records behind"
-        details: dict[str, object] = {"state": state, "model": self.parts.keeper.version or "none yet"}
-        return state == "ok", details | ({"refused": self.parts.keeper.refused} if self.parts.keeper.refused else {})
+        follower, keeper, recorder = self.parts.follower, self.parts.keeper, self.parts.recorder
+        lag = follower.lag()
+        state = (
+            f"failing: {follower.failure}" if follower.failure else "ok" if lag < 10_000 else f"{lag} records behind"
+        )
+        troubles = {
+            "refused models": keeper.refused,
+            "model keeper": str(keeper.failure or ""),
+            "slates not on record": recorder.failures,
+            "slates not kept": recorder.unkept,
+        }
+        details: dict[str, object] = {"state": state, "model": keeper.version or "none yet"}
+        return state == "ok", details | {name: trouble for name, trouble in troubles.items() if trouble}
 
     def lag(self) -> dict[str, float]:
         return {self.parts.follower.name: float(self.parts.follower.lag())}

@@ -1,10 +1,10 @@
 """Fenced blocks of a page, and what runs them in order.
 
-    bash              run by `bash -e` in the page's folder, which ends with them
-    python            run in one namespace for the whole page
-    LANG title="F"    saved as file F
-    text              compared with what the block before printed; figures may differ
-    console, others   shown only
+bash              run by `bash -e` in the page's folder, which ends with them
+python            run in one namespace for the whole page
+LANG title="F"    saved as file F
+text              compared with what the block before printed; figures may differ
+console, others   shown only
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The HTTP page shows what a real server answers: each request is sent, in order, and the form of the answer compared."""
+"""The HTTP page shows what a real server answers: each request is sent, in order, and the answer's form compared."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ OPEN = ("scores", "timings_ms", "candidates", "arms")
 
 
 def form(value: Any, key: str = "") -> Any:
-    """What two answers of the same kind share: keys, nesting, types; numbers are alike, so are lists but for the first."""
+    """What two answers of one kind share: keys, nesting, types; of a list, its first entry."""
     if isinstance(value, dict):
         return "names" if key in OPEN else {name: form(inner, name) for name, inner in sorted(value.items())}
     if isinstance(value, list):
@@ -45,9 +45,12 @@ def send(client: httpx.Client, request: Snippet) -> httpx.Response:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     config = parse(next(block.body for block in snippets(PAGE) if block.language == "yaml"))
-    with Loop(config, tmp_path_factory.mktemp("http"), follow=True) as loop, Background(loop, port=0) as server:
-        with httpx.Client(base_url=server.url, timeout=20) as made:
-            yield made
+    with (
+        Loop(config, tmp_path_factory.mktemp("http"), follow=True) as loop,
+        Background(loop, port=0) as server,
+        httpx.Client(base_url=server.url, timeout=20) as made,
+    ):
+        yield made
 
 
 def test_answers_have_the_form_that_is_shown(client: httpx.Client) -> None:

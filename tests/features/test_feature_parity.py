@@ -74,7 +74,7 @@ def check_parity(log: Any, events: list[Event], time: int, config: Config = WORL
             )  # fmt: skip
             for life in LIVES:
                 got = values[item[name], column[f"user_item_decayed_{life}"]]
-                np.testing.assert_allclose(got, np.log1p(row[f"decayed_{life}"]), rtol=1e-4)
+                np.testing.assert_allclose(got, np.log1p(50 * row[f"decayed_{life}"]), rtol=1e-4)
             since = np.log1p((time - row["last"]) / DAY)
             np.testing.assert_allclose(values[item[name], column["user_item_days_since"]], since, rtol=1e-4)
         expected = sorted((row for row in recent if row["user"] == user), key=lambda row: -row["place"])

@@ -313,6 +313,13 @@ def test_neither_arrival_within_lateness_nor_batches_matter(slates: list, events
     assert flat(made + attribution.ready()) == want
 
 
+def test_sums_do_not_depend_on_the_order_of_arrival() -> None:
+    bought = [event("purchase", "a", 10 + i, value=value) for i, value in enumerate([1e20, 1.0, -1e20])]
+    ways = [[served("s", 0), *order] for order in (bought, bought[::-1], [bought[0], bought[2], bought[1]])]
+    assert len({sum(e.value for e in way[1:]) for way in ways}) > 1  # canary: as they come, it would
+    assert len({join(way)[0].labels[0, 2] for way in ways}) == 1
+
+
 def test_canary_arrival_beyond_lateness_does_matter() -> None:
     slate, click = served("s", 0), event("click", "a", 9_000, "s")
     assert flat(join([slate, click])) != flat(join([slate, tick(END), click]))

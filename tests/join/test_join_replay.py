@@ -216,6 +216,21 @@ class _NoState:
         return Position()
 
 
+def test_only_what_is_strictly_before_a_request_is_folded() -> None:
+    """The store has its own guard, so this one is seen only from a store that has none."""
+    written: list[int] = []
+
+    class Recording(_NoState):
+        def write(self, events: EventBatch, position: Position) -> None:
+            written.extend(events.time.tolist())
+
+    events = EventBatch.of([bought("u0", i, T0 + t) for i, t in enumerate([0, 1, 1, 2, 2, 3])])
+    replay = Replay(events, Recording(), HEADS, everything, feature_values, width=2)  # type: ignore[arg-type]
+    for time, want in ((0, []), (1, [0]), (1, [0]), (2, [0, 1, 1]), (9, [0, 1, 1, 2, 2, 3])):
+        replay.fold_until(T0 + time)
+        assert written == [T0 + t for t in want]
+
+
 def test_the_same_seed_draws_the_same_whatever_else_is_asked() -> None:
     events = world()
     whole = replayed(events)

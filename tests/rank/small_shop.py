@@ -103,7 +103,7 @@ class Shop:
             Popular("popular_new", window=1, fresh=True),
             Cooccurrence(),
             TwoTower(lambda: self.model),
-            Content(self.content, self.encode, self.catalog),
+            Content(self.content, self.encode),
         ]
 
     @staticmethod

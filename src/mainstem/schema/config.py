@@ -134,7 +134,7 @@ class ModelConfig(_Section):
 
     dim: int = Field(default=64, ge=4, le=1024)
     """Width of the entity and user vectors of retrieval."""
-    hidden: list[int] = [128, 64]
+    hidden: list[int] = [64, 32]
     """Hidden layers of the ranking network."""
     temperature: float = Field(default=0.1, gt=0)
     """Of the retrieval softmax over normalised vectors."""
@@ -147,21 +147,25 @@ class TrainConfig(_Section):
     validation: Duration = "14d"
     """The last stretch of the log is kept for validation and early stopping."""
     retrieval_epochs: int = Field(default=2, ge=0)
-    retrieval_batch: int = Field(default=4096, ge=16)
+    retrieval_batch: int = Field(default=1024, ge=16)
     retrieval_learning_rate: float = Field(default=0.05, gt=0)
     ranking_span: Duration = "42d"
-    """Ranking examples are made from the requests of this long before the end."""
-    ranking_slates: int = Field(default=12_000, ge=1)
-    """At most so many of them, the latest first."""
-    ranking_epochs: int = Field(default=6, ge=1)
+    """Ranking examples are made from the requests of this long before the validation stretch."""
+    ranking_slates: int = Field(default=10_000, ge=1)
+    """At most so many of them, evenly drawn; each takes some ms of replay."""
+    ranking_epochs: int = Field(default=3, ge=1)
     ranking_batch: int = Field(default=64, ge=1)
-    """Slates (groups of candidates) per step."""
-    ranking_learning_rate: float = Field(default=1e-3, gt=0)
-    negatives: int = Field(default=100, ge=1)
+    """Slates (groups of candidates) per step at most; fewer where there are few slates."""
+    ranking_learning_rate: float = Field(default=2e-3, gt=0)
+    """At the peak of its cycle."""
+    negatives: int = Field(default=160, ge=1)
     """Sampled negatives per slate."""
     patience: int = Field(default=2, ge=1)
     """Epochs without a better validation loss before training stops."""
+    served_is_seen: bool = False
+    """Take every slate on record as seen; else only those shown, or with `impression` events, are learned from."""
     threads: int | None = Field(default=None, ge=1)
+    """Threads of the retrieval training; all cores where not given."""
 
 
 class LogConfig(_Section):

@@ -193,6 +193,8 @@ class FeatureView(Protocol):
 
     time: int
     position: Position
+    exact: bool
+    """False where events at or after `time` are folded in already: a request from the past."""
 
     def history(self) -> History: ...
 

@@ -7,24 +7,28 @@ written in part.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.ids import fresh_id
 from mainstem.schema.position import Position
-from mainstem.schema.records import EntityDelete, Erase, LogRecord, SlateRequest
+from mainstem.schema.protocols import Appended
+from mainstem.schema.records import EntityDelete, Erase, Event, LogRecord, SlateRequest
 from mainstem.schema.time import now_ms
 from mainstem.serve import wire
 from mainstem.serve.body import Shape, first_byte, path_id, query_of
 from mainstem.serve.convert import entity_id, entity_out, notes_on, slate_out, to_entity, to_event, to_patch, to_request
-from mainstem.serve.engine import Engine
+from mainstem.serve.engine import Engine, SharesCommits
 from mainstem.serve.faults import Fault
 from mainstem.serve.metrics import Metrics
 
 __all__ = ["Answers"]
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 _EVENT = Shape[wire.EventIn](wire.EventIn, "", {"": wire.EventIn})
 _EVENT_LIST = Shape[list[wire.EventIn]](list[wire.EventIn], "events", {"[]": wire.EventIn})
@@ -48,6 +52,14 @@ class _Keys(msgspec.Struct):
 _KEYS = Shape[_Keys](_Keys, "", {})
 
 
+class _Posted(NamedTuple):
+    """Events of one body. `prefix` is what the log calls the only event of a body that is that event."""
+
+    records: list[Event]
+    prefix: str | None
+    notes: list[str]
+
+
 class Answers:
     """The endpoints over one engine. Thread-safe."""
 
@@ -59,6 +71,28 @@ class Answers:
 
     def events(self, raw: bytes) -> bytes:
         """One event, a list, or `{"events": [...]}`."""
+        posted = self._posted(raw)
+        return self._append("event", posted.records, posted.prefix, posted.notes)
+
+    def events_each(self, raws: Sequence[bytes]) -> list[bytes | Exception]:
+        """`events` of every body, in one commit: for each the answer, or what its `events` would have raised."""
+        assert isinstance(self.engine, SharesCommits)
+        read = [_attempt(self._posted, raw) for raw in raws]
+        batches = [posted.records for posted in read if isinstance(posted, _Posted) and posted.records]
+        outcomes = iter(self.engine.append_each(batches) if batches else [])
+        answers: list[bytes | Exception] = []
+        for posted in read:
+            if isinstance(posted, Exception):
+                answers.append(posted)
+            elif not posted.records:
+                answers.append(self._nothing())
+            elif isinstance(outcome := next(outcomes), Appended):
+                answers.append(self._accepted("event", outcome, posted.notes))
+            else:
+                answers.append(_by_its_own_name(outcome, posted.prefix))
+        return answers
+
+    def _posted(self, raw: bytes) -> _Posted:
         config, now = self.engine.config, now_ms()
         match first_byte(raw):
             case b"[":
@@ -70,7 +104,7 @@ class Answers:
         self._not_too_many(len(given), "events")
         path = "" if single else "events[{}]."
         events = [to_event(event, config, now, path.format(place)) for place, event in enumerate(given)]
-        return self._append("event", events, "events[0]." if single else None, notes_on(events, config))
+        return _Posted(events, "events[0]." if single else None, notes_on(events, config))
 
     def entities(self, raw: bytes) -> bytes:
         """One entity, a list, or `{"entities": [...]}`."""
@@ -125,13 +159,17 @@ class Answers:
     def _append(self, kind: str, records: Sequence[LogRecord], prefix: str | None, notes: Sequence[str] = ()) -> bytes:
         """`prefix` is what the log calls the only record of a request whose body is that record."""
         if not records:
-            return _encode(wire.Accepted(position=str(self.engine.end()), accepted=0, duplicates=0))
+            return self._nothing()
         try:
             appended = self.engine.append(records)
         except InvalidRecord as error:
-            if prefix and error.field.startswith(prefix):
-                raise Fault(error.field.removeprefix(prefix), error.reason) from error
-            raise
+            raise _by_its_own_name(error, prefix) from error
+        return self._accepted(kind, appended, notes)
+
+    def _nothing(self) -> bytes:
+        return _encode(wire.Accepted(position=str(self.engine.end()), accepted=0, duplicates=0))
+
+    def _accepted(self, kind: str, appended: Appended, notes: Sequence[str]) -> bytes:
         self.metrics.appended(kind, appended)
         return _encode(
             wire.Accepted(
@@ -206,6 +244,20 @@ class Answers:
 
     def metrics_text(self) -> bytes:
         return self.metrics.text(self.engine.lag())
+
+
+def _attempt(call: Callable[[A], R], argument: A) -> R | Exception:
+    try:
+        return call(argument)
+    except Exception as error:  # noqa: BLE001 - one request's failure is its own, whatever it is
+        return error
+
+
+def _by_its_own_name(error: Exception, prefix: str | None) -> Exception:
+    """An InvalidRecord of a body that is one record names its field as the client wrote it."""
+    if prefix and isinstance(error, InvalidRecord) and error.field.startswith(prefix):
+        return Fault(error.field.removeprefix(prefix), error.reason)
+    return error
 
 
 def _key(entity_type: str, entity: str) -> tuple[str, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from urllib.parse import quote
 
 from litestar import Litestar
@@ -14,9 +15,9 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from mainstem.serve.answers import Answers
-from mainstem.serve.engine import Engine
+from mainstem.serve.engine import Engine, SharesCommits
 from mainstem.serve.faults import Fault, answer, explain
-from mainstem.serve.lanes import Lane
+from mainstem.serve.lanes import Gathering, Lane
 from mainstem.serve.metrics import Metrics
 from mainstem.serve.openapi import openapi_config
 from mainstem.serve.routes import HANDLERS, Surface
@@ -39,22 +40,29 @@ def create_app(
 ) -> ASGIApp:
     """The application. It borrows `engine` and never closes it.
 
-    append_threads  calls of `engine.append` at once; they wait for one commit together
+    append_threads  calls of `engine.append` at once; they wait for one commit together (events: see `lanes`)
     slate_threads   calls of `engine.slate` at once
     waiting         requests per lane that may wait for a thread; one more is answered 503
     max_body        bytes of a request's body; more is answered 413
     """
     metrics = Metrics()
-    surface = Surface(
-        answers=Answers(engine, metrics),
-        appends=Lane("appends", append_threads, waiting),
-        slates=Lane("slates", slate_threads, waiting),
-        checks=Lane("checks", 2, 64),
-    )
+    answers = Answers(engine, metrics)
+    appends, slates, checks = (
+        Lane("appends", append_threads, waiting), Lane("slates", slate_threads, waiting), Lane("checks", 2, 64),
+    )  # fmt: skip
+    lanes: list[Lane | Gathering] = [appends, slates, checks]
+    if isinstance(engine, SharesCommits):
+        # One reads the next group of events while the other's commit is synced.
+        gathering = Gathering("events", answers.events_each, 2, append_threads + waiting)
+        lanes.append(gathering)
+        events = gathering.run
+    else:
+        events = partial(_run, appends, answers.events)
+    surface = Surface(answers, events, appends, slates, checks)
     app = Litestar(
         HANDLERS,
         state=State({"surface": surface}),
-        lifespan=[_lanes_of(surface)],
+        lifespan=[_closing(lanes)],
         exception_handlers={Exception: explain},
         request_max_body_size=max_body,
         openapi_config=openapi_config(),
@@ -64,16 +72,20 @@ def create_app(
     return _Gate(app, metrics)
 
 
-def _lanes_of(surface: Surface) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
+async def _run(lane: Lane, call: Callable[[bytes], bytes], body: bytes) -> bytes:
+    return await lane.run(call, body)
+
+
+def _closing(lanes: Sequence[Lane | Gathering]) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
-    async def lanes(_: Litestar) -> AsyncIterator[None]:
+    async def open_until_the_end(_: Litestar) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            for lane in (surface.appends, surface.slates, surface.checks):
+            for lane in lanes:
                 lane.close()
 
-    return lanes
+    return open_until_the_end
 
 
 class _Gate:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mainstem.schema.config import Config
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Appended
 from mainstem.schema.records import Entity, LogRecord, Slate, SlateRequest
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "SharesCommits"]
 
 
 class Engine(Protocol):
@@ -40,4 +40,13 @@ class Engine(Protocol):
 
     def end(self) -> Position:
         """The position after the newest durable record."""
+        ...
+
+
+@runtime_checkable
+class SharesCommits(Protocol):
+    """An engine that also takes many appends in one call: the edge then gathers what waits, see `lanes.Gathering`."""
+
+    def append_each(self, batches: Sequence[Sequence[LogRecord]]) -> list[Appended | Exception]:
+        """`append` of every batch by itself, in one commit: for each what it returns or raises."""
         ...

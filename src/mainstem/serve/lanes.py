@@ -3,21 +3,29 @@
 Appends and slates have a lane each: appends wait for the disk and many share one commit, so their lane
 is wide; a burst of them never takes a thread from the slates. A lane that has too much waiting refuses
 more at once: the client learns it now, not after its own deadline.
+
+Events have a lane that gathers: a thread takes all that waits and answers it together, so that 64 clients cost
+one commit and two changes of thread, not 64 of each.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from mainstem.schema.errors import NotReady
 
-__all__ = ["Lane"]
+__all__ = ["Gathering", "Lane"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# A group takes no more than this: bounds the wait of its smallest member, and its memory.
+_GROUP, _GROUP_BYTES = 256, 4 * 2**20
 
 
 class Lane:
@@ -48,3 +56,80 @@ class Lane:
     def close(self) -> None:
         """Wait for what is running; refuse the rest."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+class _Waiting(NamedTuple):
+    body: bytes
+    answer: asyncio.Future[bytes]
+    loop: asyncio.AbstractEventLoop
+
+
+class Gathering:
+    """`width` threads that each answer all that waits by one `call(bodies)`: for each body an answer or an
+    exception. At most `waiting` are inside. With two threads one reads the next group while the other's commit
+    is synced. Use from one event loop."""
+
+    def __init__(
+        self, name: str, call: Callable[[Sequence[bytes]], Sequence[bytes | Exception]], width: int, waiting: int
+    ) -> None:
+        self._name, self._call, self._room = name, call, waiting
+        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._closed = False
+        self.inside = 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"mainstem-{name}-{number}", daemon=True)
+            for number in range(width)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def run(self, body: bytes) -> bytes:
+        """The answer to `body`. Raises NotReady at once when too many are inside, or what `call` says of it."""
+        if self._closed or self.inside >= self._room:
+            raise NotReady(f"{self.inside} {self._name} are waiting already")
+        self.inside += 1
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+        self._queue.put(_Waiting(body, answer, loop))
+        # Counted until the work ends, not until the caller leaves.
+        return await asyncio.shield(answer)
+
+    def _work(self) -> None:
+        while first := self._queue.get():
+            group = self._gather(first)
+            try:
+                outcomes = self._call([waiting.body for waiting in group])
+            except Exception as error:  # noqa: BLE001 - it is the answer to each of them; the thread lives on
+                outcomes = [error] * len(group)
+            first.loop.call_soon_threadsafe(self._tell, group, outcomes)
+
+    def _gather(self, first: _Waiting) -> list[_Waiting]:
+        group, size = [first], len(first.body)
+        while len(group) < _GROUP and size < _GROUP_BYTES:
+            try:
+                following = self._queue.get_nowait()
+            except Empty:
+                break
+            if following is None:  # the end, for whoever asks next
+                self._queue.put(None)
+                break
+            group.append(following)
+            size += len(following.body)
+        return group
+
+    def _tell(self, group: Sequence[_Waiting], outcomes: Sequence[bytes | Exception]) -> None:
+        self.inside -= len(group)
+        for waiting, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                waiting.answer.set_exception(outcome)
+                waiting.answer.exception()  # retrieved, also where the caller has gone
+            else:
+                waiting.answer.set_result(outcome)
+
+    def close(self) -> None:
+        """Answer what waits, refuse the rest."""
+        self._closed = True
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()

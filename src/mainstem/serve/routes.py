@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class Surface:
     """What the handlers use: it is the application's state under the name `surface`."""
 
     answers: Answers
+    events: Callable[[bytes], Awaitable[bytes]]
     appends: Lane
     slates: Lane
     checks: Lane
@@ -53,7 +55,7 @@ _ENTITY_FORMS = (wire.EntityIn, list[wire.EntityIn], wire.EntitiesIn)
 async def post_events(request: Asked) -> Response[bytes]:
     """Append events: one, a list, or `{"events": [...]}`. All are accepted or none; durable when answered."""
     surface = _surface(request)
-    return _json(await surface.appends.run(surface.answers.events, await request.body()))
+    return _json(await surface.events(await request.body()))
 
 
 @put("/v1/entities", tags=["write"], opt={"body": _ENTITY_FORMS, "answer": wire.Accepted})

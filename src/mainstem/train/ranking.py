@@ -32,6 +32,8 @@ WARM_UP = 0.1
 WEIGHT_DECAY = 1e-5
 # Rows that say what a column's mean and deviation are: more would say nothing else.
 NORMALISER_ROWS = 100_000
+# Optimizer steps an epoch at least, as far as there are slates.
+LEAST_STEPS = 30
 # Groups scored at once where no gradient is needed.
 CHUNK = 64
 
@@ -169,7 +171,9 @@ def _fit(
             raise ValueError("features must be finite")
     ranker.fit_normaliser(train.inputs[:: -(-len(train.inputs) // NORMALISER_ROWS)])
     adam = torch.optim.AdamW(ranker.parameters(), lr=config.ranking_learning_rate, weight_decay=WEIGHT_DECAY)
-    steps = config.ranking_epochs * -(-len(train) // config.ranking_batch)
+    # Few slates would make few steps: smaller batches then, down to one slate.
+    batch = max(min(config.ranking_batch, len(train) // LEAST_STEPS), 1)
+    steps = config.ranking_epochs * -(-len(train) // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _one_cycle(step, steps))
     rng = np.random.default_rng(config.seed)
     fit = RankingFit(validation=[_mean_loss(ranker, valid, heads)])
@@ -177,7 +181,7 @@ def _fit(
     for epoch in range(1, config.ranking_epochs + 1):
         ranker.train()
         losses, done = [], (epoch - 1) * len(train)
-        for which in torch.split(torch.from_numpy(rng.permutation(len(train))), config.ranking_batch):
+        for which in torch.split(torch.from_numpy(rng.permutation(len(train))), batch):
             loss = _loss(ranker, train.groups(which), heads)
             adam.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
