@@ -45,9 +45,7 @@ def ids(folder: Path) -> list[str]:
     log = open_log(load(folder / "mainstem.yaml"), folder)
     found, seen = [], START
     while (batch := log.read(seen, 50_000)).records:
-        found += [
-            r.event_id if isinstance(r, Event) else r.record_id for r in batch.records if isinstance(r, Event | Entity)
-        ]
+        found += [record_id(record) for record in batch.records if isinstance(record, Event | Entity)]
         seen = batch.next
     log.close()
     return found
