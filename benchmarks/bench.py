@@ -87,8 +87,10 @@ class Bench:
         met = None if goal is None else self._reached(ours, goal)
         self.parts[name] = {"metric": metric, "ours": _short(ours), "goal": goal, "met": met, **more}
 
-    def report(self, *, ours: float, peer: float | None, peer_name: str, **more: Any) -> dict[str, Any]:
-        """Print the JSON line and write `results/NAME.json`; the object."""
+    def report(
+        self, *, ours: float, peer: float | None, peer_name: str, keep: bool = True, **more: Any
+    ) -> dict[str, Any]:
+        """Print the JSON line and write `results/NAME.json` (unless `keep` is False: a smaller run); the object."""
         ratio = None if not peer else ours / peer
         judged = ratio if self._of_ratio else ours
         result: dict[str, Any] = {
@@ -106,8 +108,11 @@ class Bench:
             **({"parts": self.parts} if self.parts else {}),
             **more,
         }
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{self.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        if keep:
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{self.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        else:
+            say(f"{self.name}: a smaller run, {self.name}.json stays as it is")
         print(json.dumps(result), flush=True)
         return result
 

@@ -5,8 +5,8 @@ printed. Every basket of the last four weeks gets two slates before it is learne
 products, and of what is new to the household, scored on those; the baselines answer the same requests. The peer is
 the best baseline by NDCG over all products; among new products it is what is popular among what the user never had.
 
-The final table and the commands that the demo offers to try are kept in docs/demo-output.txt, without colours
-(a full run on the default data set, or with `--save`).
+Only a full run on the default data set is kept in results/. The final table of such a run, or with `--save`, and the
+commands that the demo offers to try are kept in docs/demo-output.txt, without colours.
 
     python benchmarks/d1_demo.py [--quick] [--dataset completejourney] [--data FOLDER] [--save FILE]
 """
@@ -116,7 +116,8 @@ def measure(bench: Bench, arguments: list[str], folder: Path, save: Path | None)
                    ours=summary["freshness_ms"]["p50"], **summary["freshness_ms"])  # fmt: skip
     peer_name, peer = best(baselines, "all")
     bench.report(ours=ours["all"]["ndcg@10"], peer=peer, peer_name=peer_name, slates=summary["slates"],
-                 demo_seconds=summary["seconds"], arguments=arguments, summary=summary)  # fmt: skip
+                 demo_seconds=summary["seconds"], arguments=arguments, summary=summary,
+                 keep=arguments == ["--dataset", DATASET])  # fmt: skip
 
 
 def main() -> None:

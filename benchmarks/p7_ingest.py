@@ -38,6 +38,8 @@ from mainstem.schema.protocols import Log
 from mainstem.schema.records import Event, encode_record
 
 BATCH = 10_000
+FULL = 20_000_000
+"""Only the figures of a log that holds so many are kept in results/."""
 START_MS = 1_700_000_000_000
 METARANK = 3_000
 """Events/s with features that Metarank publishes, at most."""
@@ -211,7 +213,7 @@ def _ratio(rate: float) -> float:
 
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    given.add_argument("--prefill", type=int, default=int(os.environ.get("PREFILL", 20_000_000)))
+    given.add_argument("--prefill", type=int, default=int(os.environ.get("PREFILL", FULL)))
     given.add_argument("--events", type=int, default=300_000, help="events per run")
     given.add_argument("--runs", type=int, default=3)
     given.add_argument("--clients", type=int, default=64, help="connections")
@@ -230,6 +232,7 @@ def main() -> None:
         bench.report(
             **figures, peer_name="bare sqlite3 executemany, WAL, synchronous=FULL, no ids",
             published={"Metarank, features included": "1-3 k events/s"}, prefill=args.prefill,
+            keep=args.prefill >= FULL,
         )  # fmt: skip
 
 

@@ -151,18 +151,18 @@ class SqliteLog:
             if kept := self._kept(at, wanted):
                 bodies += kept  # SQLite has all from its first record to the end of the log
                 break
-            if at >= self._end_on_disk():
+            end = self._end_on_disk()
+            if at >= end:
+                if first > end:
+                    raise LogError(f"position {start} lies after the end of the log, {Position.at(end)}")
                 break
             # Again SQLite: the record may have been appended between the first look and the second.
             part = self.history.bodies(at, wanted) or self._kept(at, wanted)
             if not part:
-                break
-            bodies += part
-        if not bodies and first != (end := self._end_on_disk()):
-            if first > end:
-                raise LogError(f"position {start} lies after the end of the log, {Position.at(end)}")
-            if limit > 0:
+                if bodies or not limit:
+                    break
                 raise PositionGone(f"the records at {start} are neither in {self._path} nor in {self.history.folder}")
+            bodies += part
         upto = first + len(bodies)
         return LogBatch(decode_many(bodies), list(range(first, upto)), Position.at(upto))
 

@@ -164,8 +164,8 @@ class TrainConfig(_Section):
     """Epochs without a better validation loss before training stops."""
     served_is_seen: bool = False
     """Take every slate on record as seen; else only those shown, or with `impression` events, are learned from."""
-    threads: int | None = Field(default=None, ge=1)
-    """Threads of the retrieval training; all cores where not given."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of the retrieval training. More than one helps only where the cores have nothing else to do."""
 
 
 class LogConfig(_Section):

@@ -13,7 +13,6 @@ tenths, validation from the last tenth.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -105,7 +104,7 @@ class Trainer:
         towers = new_towers(self.config, self.catalog)
         retrieval = RetrievalTrainer(towers, positives, self.config.model, config)
         clock = time.monotonic()
-        threads = config.threads or os.cpu_count() or 1
+        threads = config.threads
         with torch_threads(threads):
             self._train_towers(source, retrieval, np.flatnonzero(positives.time < start), progress)
             later = np.flatnonzero(positives.time >= cut)
