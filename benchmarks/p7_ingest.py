@@ -99,10 +99,13 @@ def append_rate(log: Log, batches: list[list[Event]]) -> float:
     return count / (time.perf_counter() - started)
 
 
-def bare_rate(folder: Path, source: Counter, count: int) -> float:
+def bare_rate(folder: Path, count: int) -> float:
     """The peer: the same rows into a bare table, same batches, same durability."""
-    batches = [[(START_MS + i, encode_record(e)) for i, e in enumerate(batch)] for batch in source.batches(count)]
-    path = folder / f"bare-{source.next}.sqlite"
+    batches = [
+        [(START_MS + i, encode_record(e)) for i, e in enumerate(events(first, min(BATCH, count - first)))]
+        for first in range(0, count, BATCH)
+    ]
+    path = folder / "bare.sqlite"
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
@@ -154,11 +157,11 @@ def read_rate(log: Log, first: int, count: int) -> float:
 def measure_log(bench: Bench, folder: Path, source: Counter, args: argparse.Namespace) -> dict[str, Any]:
     """The log alone; what `report` says of it."""
     log = eventlog.open(f"sqlite://{folder}/log.sqlite", history=f"file://{folder}/history", config=LogConfig())
-    source.next = log.end().offset()
+    source.next = log.end().offset()  # at least one record of the log for every number used so far
     if (missing := args.prefill - source.next) > 0:
         bench.part("fill", metric="events_per_s", ours=fill(log, source, missing))
     bench.median(lambda: append_rate(log, source.batches(args.events)), args.runs, "append")
-    peer = bench.median(lambda: bare_rate(folder, source, args.events), args.runs, "bare")
+    peer = bench.median(lambda: bare_rate(folder, args.events), args.runs, "bare")
     bench.median(lambda: append_rate(log, source.batches(args.events)), args.runs, "append")
     held = log.end().offset()
     batches = source.batches(args.events)

@@ -28,6 +28,7 @@ __all__ = ["app", "main"]
 app = App(
     name="mainstem",
     version=__version__,
+    help_format="plaintext",
     help="""Real-time search and recommendation: one log, one model, every canvas.
 
 A first tour:
@@ -130,9 +131,13 @@ def serve(
         threading.Thread(target=_end_with_stdin, daemon=True).start()
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     with _loop(config, follow=True) as loop:
         settings = loop.config.serve
-        run(loop, host or settings.host, settings.port if port is None else port)
+        run(
+            loop, host or settings.host, settings.port if port is None else port,
+            on_started=lambda url: err.print(f"serving at {url}; API docs at {url}/docs", highlight=False),
+        )  # fmt: skip
 
 
 @app.command

@@ -36,6 +36,8 @@ __all__ = ["Curriculum", "train"]
 
 # What the network sees beside the features (`rank_inputs` appends it).
 EXTRA_INPUTS = ("two_tower",)
+# Share of the requests that are asked as by a stranger.
+STRANGERS = 0.05
 # The input that says whether the user had the entity before.
 HAD = "user_item_count"
 Progress = Callable[[str, int, int], None]

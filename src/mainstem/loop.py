@@ -20,7 +20,7 @@ from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.ids import key64
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Appended
-from mainstem.schema.records import Degraded, Entity, LogRecord, Slate, SlateRequest
+from mainstem.schema.records import Context, Degraded, Entity, LogRecord, Slate, SlateRequest
 from mainstem.schema.time import parse_duration
 from mainstem.train import TrainingReport
 
@@ -45,6 +45,8 @@ class Loop:
         self.following = follow
         self.parts.keeper.refresh()
         if follow:
+            # The first request pays for what is compiled and mapped on first use; let it be this one.
+            self.parts.pipeline.answer(SlateRequest(context=Context(canvas=next(iter(config.canvases))), shown=False))
             self.parts.follower.start()
             self.parts.keeper.start()
 

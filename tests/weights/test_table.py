@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mainstem.schema.errors import StoreError
 from mainstem.weights import MemoryTable
-from mainstem.weights.hashing import find, insert, mix, remove, unique_places
+from mainstem.schema.keyrows import find, insert, mix, remove, unique_places
 from mainstem.weights.table import Table
 
 DIM = 3

@@ -13,7 +13,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mainstem.features.compiled import compiled
 from mainstem.features.history import UserHistory
 from mainstem.features.mirror import distinct
 from mainstem.features.pending import Fold
@@ -23,6 +22,7 @@ from mainstem.features.state import Overlay, Records, Snapshot, arena, store_are
 from mainstem.features.user_item import UserItem
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys
+from mainstem.schema.keyrows import compiled
 from mainstem.schema.protocols import Floats, Scored
 
 __all__ = ["ENTRY", "LATEST", "SHRINK", "Cooccurrence"]

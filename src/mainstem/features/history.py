@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mainstem.features.compiled import compiled
 from mainstem.features.pending import Fold, Kinds
 from mainstem.features.reading import Candidates, Reading
 from mainstem.features.state import Overlay, Records, Snapshot, arena, store_arena
 from mainstem.features.user_item import NEVER
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys
+from mainstem.schema.keyrows import compiled
 from mainstem.schema.protocols import Floats, History
 
 __all__ = ["ROW", "UserHistory"]

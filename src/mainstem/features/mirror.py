@@ -12,26 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mainstem.features.compiled import compiled
 from mainstem.features.state import Records, records_of
 from mainstem.schema.ids import Keys
+from mainstem.schema.keyrows import compiled, mix
 
-__all__ = ["Mirror", "distinct", "mix64"]
-
-
-@compiled
-def mix64(key: np.uint64) -> np.uint64:
-    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): a bijection that spreads the bits."""
-    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return key ^ (key >> np.uint64(31))
+__all__ = ["Mirror", "distinct"]
 
 
 @compiled
 def _find(slots: NDArray[np.int32], stored: Keys, keys: Keys, rows: NDArray[np.int32]) -> None:
     mask = np.uint64(len(slots) - 1)
     for i in range(len(keys)):
-        slot = mix64(keys[i]) & mask
+        slot = mix(keys[i]) & mask
         while slots[slot] != 0 and stored[slots[slot]] != keys[i]:
             slot = (slot + np.uint64(1)) & mask
         rows[i] = slots[slot]
@@ -41,7 +33,7 @@ def _find(slots: NDArray[np.int32], stored: Keys, keys: Keys, rows: NDArray[np.i
 def _insert(slots: NDArray[np.int32], stored: Keys, first: int, last: int) -> None:
     mask = np.uint64(len(slots) - 1)
     for row in range(first, last):
-        slot = mix64(stored[row]) & mask
+        slot = mix(stored[row]) & mask
         while slots[slot] != 0:
             slot = (slot + np.uint64(1)) & mask
         slots[slot] = row
@@ -51,7 +43,7 @@ def _insert(slots: NDArray[np.int32], stored: Keys, first: int, last: int) -> No
 def _distinct(keys: Keys, slots: NDArray[np.int32], found: Keys, place: NDArray[np.int64]) -> int:
     mask, count = np.uint64(len(slots) - 1), 0
     for i in range(len(keys)):
-        slot = mix64(keys[i]) & mask
+        slot = mix(keys[i]) & mask
         while slots[slot] != 0 and found[slots[slot] - 1] != keys[i]:
             slot = (slot + np.uint64(1)) & mask
         if slots[slot] == 0:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mainstem.features.compiled import compiled
 from mainstem.features.history import UserHistory
-from mainstem.features.mirror import Mirror, mix64
+from mainstem.features.mirror import Mirror
 from mainstem.features.pending import Fold
 from mainstem.features.popularity import best
 from mainstem.features.reading import Candidates, Reading
 from mainstem.features.state import Overlay, Snapshot, expire_records
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys
+from mainstem.schema.keyrows import compiled, mix
 from mainstem.schema.protocols import Floats, Scored
 from mainstem.schema.time import parse_duration
 
@@ -30,7 +30,7 @@ Ints = NDArray[np.int64]
 @compiled
 def _pair_keys(place: Keys, entity: Keys, out: Keys) -> None:
     for i in range(len(entity)):
-        out[i] = mix64(mix64(place[i]) + entity[i])
+        out[i] = mix(mix(place[i]) + entity[i])
 
 
 @compiled

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mainstem.features.compiled import compiled
 from mainstem.features.mirror import Mirror
 from mainstem.features.pending import Fold
 from mainstem.features.reading import Candidates, Reading
@@ -26,6 +25,7 @@ from mainstem.features.user_item import NEVER, log_days
 from mainstem.schema.config import Config
 from mainstem.schema.errors import ConfigError
 from mainstem.schema.ids import Keys
+from mainstem.schema.keyrows import compiled
 from mainstem.schema.protocols import Floats, Scored
 from mainstem.schema.time import DAY, parse_duration
 

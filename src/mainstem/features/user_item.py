@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mainstem.features.compiled import compiled
-from mainstem.features.mirror import mix64
 from mainstem.features.pending import Fold
 from mainstem.features.reading import Candidates, Reading
 from mainstem.features.state import Overlay, Records, Snapshot, arena, expire_records, store_arena
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys
+from mainstem.schema.keyrows import compiled, mix
 from mainstem.schema.protocols import Counts, Floats
 from mainstem.schema.time import DAY, parse_duration
 
@@ -59,7 +58,7 @@ def _place(
 ) -> tuple[int, np.uint64]:
     """(row of the user's item or -1, the slot where it is or would be)."""
     mask = np.uint64(len(slots) - 1)
-    slot = mix64(key ^ mix64(np.uint64(user + 1))) & mask
+    slot = mix(key ^ mix(np.uint64(user + 1))) & mask
     while slots[slot] >= 0:
         row = slots[slot]
         if items[row] == key and start[user] <= row < start[user] + length[user]:

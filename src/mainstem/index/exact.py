@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mainstem.index.lock import ReadWriteLock
 from mainstem.index.topk import Allowed, best, checked_batch, checked_query, inner_products
 from mainstem.schema.ids import Keys
+from mainstem.schema.keyrows import KeyRows
 from mainstem.schema.protocols import Floats, Scored
 
 __all__ = ["ExactIndex"]
@@ -25,7 +26,7 @@ CHUNK = 16_384
 
 
 class ExactIndex:
-    """A VectorIndex that scans. Memory: 4 * dim + 8 bytes a row (up to half again as spare) and its map entry."""
+    """A VectorIndex that scans. Memory: 4 * dim + 8 bytes a row (up to half again as spare) and its entry in the map."""
 
     def __init__(self, dim: int, *, version: str) -> None:
         if dim < 1:
@@ -34,7 +35,7 @@ class ExactIndex:
         self.version = version
         self._matrix: Floats = np.zeros((0, dim), np.float32)
         self._keys: Keys = np.zeros(0, np.uint64)
-        self._row: dict[int, int] = {}
+        self._row = KeyRows()
         self._writer = threading.Lock()
         self._lock = ReadWriteLock()
 
@@ -57,7 +58,7 @@ class ExactIndex:
             self._matrix[rows] = vectors
             # Rows at `count` and after lie outside of what any reader holds: no copy is needed.
             self._keys[rows[new]] = keys[new]
-            self._row.update(zip(keys[new].tolist(), rows[new].tolist(), strict=True))
+            self._row.put(keys[new], rows[new])
 
     def _reserve(self, rows: int) -> None:
         """Room for `rows`. The old matrix stays valid for those who still scan it."""
@@ -83,9 +84,8 @@ class ExactIndex:
             changed[filled] = self._keys[moving]
             changed[left:count] = 0
             with self._lock.write():
-                for key in self._keys[holes].tolist():
-                    del self._row[key]
-                self._row.update(zip(changed[filled].tolist(), filled.tolist(), strict=True))
+                self._row.remove(self._keys[holes])
+                self._row.put(changed[filled], filled)
                 self._matrix[filled] = self._matrix[moving]
                 self._matrix[left:count] = 0.0
                 self._keys = changed
@@ -130,5 +130,4 @@ class ExactIndex:
             yield chunk[known], vectors[known]
 
     def _rows(self, keys: Keys) -> NDArray[np.int64]:
-        row = self._row.get
-        return np.fromiter((row(key, -1) for key in np.asarray(keys, np.uint64).tolist()), np.int64, len(keys))
+        return self._row.find(keys)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mainstem.schema.ids import Keys
-from mainstem.weights.hashing import unique_places
+from mainstem.schema.keyrows import unique_places
 from mainstem.weights.table import Rows, Table
 
 __all__ = ["Gathered", "Lookup"]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import NO_KEY, Keys
+from mainstem.schema.keyrows import compiled, find, insert, mix, remove, slots_for, unique_places
 from mainstem.schema.protocols import Floats
-from mainstem.weights.hashing import compiled, find, insert, mix, remove, slots_for, unique_places
 from mainstem.weights.table import Arrays, Rows
 
 __all__ = ["MemoryTable"]
