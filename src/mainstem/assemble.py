@@ -226,13 +226,14 @@ def model_of(
     vectors = index.open("auto://", config.model.dim, version=version)
     vectors.upsert(keys, towers.entity_vectors(keys))
     interest = np.array([config.interest().get(kind, 0.0) for kind in kinds], np.float32)
+    vector_of = towers.user_vectors()
     memo: WeakKeyDictionary[FeatureView, Floats] = WeakKeyDictionary()  # retrieval and scoring both ask
 
     def user_vector(context: Context, view: FeatureView, tenant: str) -> Floats:
         if view not in memo:
             history = view.history()
             user = 0 if context.user is None else key64("user", context.user, tenant)
-            memo[view] = towers.user_vector(user, history, interest[history.kind], view.time)
+            memo[view] = vector_of(user, history, interest[history.kind], view.time)
         return memo[view]
 
     def no_scores(x: Floats) -> Floats:

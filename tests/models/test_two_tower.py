@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mainstem.models import TwoTower, TwoTowerConfig
+from mainstem.models import NumpyUserTower, TwoTower, TwoTowerConfig
 from mainstem.models.losses import log_inclusion, sampled_softmax
 
 USERS, ITEMS, DIM = 40, 40, 16
@@ -101,3 +102,19 @@ def test_what_the_config_asks_for_must_be_passed() -> None:
         model.user(rows, one, one, offsets, torch.ones(1, 1))
     with pytest.raises(ValueError, match="history_weights"):
         model.user(rows, one, one, offsets, torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("events", [1, 2, 50])
+def test_the_numpy_user_tower_equals_the_module(events: int) -> None:
+    torch.manual_seed(events)
+    module = TwoTower(TwoTowerConfig(dim=16, hidden=24, channels=2))
+    for parameter in module.parameters():  # the residual layers start at zero: give them something to say
+        torch.nn.init.normal_(parameter, std=0.3)
+    rows, weights = torch.randn(events + 1, 16), torch.rand(events, 2)
+    with torch.no_grad():
+        places = torch.arange(1, events + 1)
+        expected = module.user(rows, torch.tensor([0]), places, torch.tensor([0, events]), weights)[0].numpy()
+    fast = NumpyUserTower(module)
+    found = fast(rows[0].numpy(), rows[1:].numpy(), weights.numpy())
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not np.allclose(fast(rows[1].numpy(), rows[1:].numpy(), weights.numpy()), expected)  # canary: not its row

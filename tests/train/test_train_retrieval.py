@@ -43,7 +43,7 @@ def learned() -> RetrievalTrainer:
 def user_vector(towers: Towers, items: Keys, user: int = 0) -> np.ndarray:
     n = len(items)
     history = History(items, np.zeros(n, np.int16), np.ones(n, np.float32), np.full(n, T0))
-    return towers.user_vector(user, history, np.ones(n, np.float32), T0 + DAY)
+    return towers.user_vectors()(user, history, np.ones(n, np.float32), T0 + DAY)
 
 
 def share_right(towers: Towers) -> float:
@@ -87,7 +87,7 @@ def test_training_and_serving_make_the_same_user_vector(learned: RetrievalTraine
     with torch.no_grad():
         batch = towers.user_batch(gathered, offsets, weights)[0].numpy()
     history = History(data.entity[places], np.zeros(len(places), np.int16), data.interest[places], data.time[places])
-    alone = towers.user_vector(int(data.user[row[0]]), history, data.interest[places], int(data.time[row[0]]))
+    alone = towers.user_vectors()(int(data.user[row[0]]), history, data.interest[places], int(data.time[row[0]]))
     np.testing.assert_allclose(alone, batch, atol=1e-6)
 
 
@@ -193,7 +193,7 @@ def test_recall_is_the_oracles(learned: RetrievalTrainer) -> None:
         )
         keys = np.array([data.user[row]], np.uint64)
         if len(places):
-            user = towers.user_vector(int(keys[0]), history, data.interest[places], int(data.time[row]))
+            user = towers.user_vectors()(int(keys[0]), history, data.interest[places], int(data.time[row]))
         else:
             gathered = towers.lookup.gather({"user": keys, "history": keys[:0]}, create=False, gradient=False)
             with torch.no_grad():

@@ -26,7 +26,7 @@ CHUNK = 16_384
 
 
 class ExactIndex:
-    """A VectorIndex that scans. Memory: 4 * dim + 8 bytes a row (up to half again as spare) and its entry in the map."""
+    """A VectorIndex that scans. Memory: 4 * dim + 8 bytes a row (up to half again as spare) and its map entry."""
 
     def __init__(self, dim: int, *, version: str) -> None:
         if dim < 1:

@@ -5,14 +5,14 @@ One definition, used by training (many users at once) and by serving (one user, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mainstem.models import TwoTower
+from mainstem.models import NumpyUserTower, TwoTower
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Catalog, Floats, History
 from mainstem.schema.time import DAY
@@ -70,18 +70,16 @@ class Towers:
             parts.append(self.entity_batch(gathered, "entity", len(some)).numpy())
         return np.concatenate(parts)
 
-    @torch.no_grad()
-    def user_vector(self, user: int, history: History, interest: Floats, time: int) -> Floats:
-        """Unit vector float32 [dim] of one user with this history (oldest first); zeros where nothing is known.
+    def user_vectors(self) -> Callable[[int, History, Floats, int], Floats]:
+        """A function of (user key, history oldest first, interest float32 [m] of its events, time) that gives the
+        user's unit vector float32 [dim], zeros where nothing is known, by the networks' weights of now."""
+        tower, table, dim = NumpyUserTower(self.module), self.table, self.table.dim
 
-        interest float32 [m]: weight of each event of the history.
-        """
-        entity, age = history.entity[-HISTORY:], time - history.time[-HISTORY:]
-        if not len(entity):
-            return np.zeros(self.table.dim, np.float32)
-        self.module.eval()
-        keys = {"user": np.array([user], np.uint64), "history": entity}
-        gathered = self.lookup.gather(keys, create=False, gradient=False)
-        weights = self.history_weights(age, interest[-HISTORY:])
-        vector = self.user_batch(gathered, np.array([0, len(entity)]), weights)
-        return np.asarray(vector[0].numpy(), np.float32)
+        def user_vector(user: int, history: History, interest: Floats, time: int) -> Floats:
+            entity, age = history.entity[-HISTORY:], time - history.time[-HISTORY:]
+            if not len(entity):
+                return np.zeros(dim, np.float32)
+            rows = table.gather(table.find(np.concatenate([np.array([user], np.uint64), entity])))
+            return tower(rows[0], rows[1:], self.history_weights(age, interest[-HISTORY:]))
+
+        return user_vector
