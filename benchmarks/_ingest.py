@@ -164,7 +164,7 @@ def http_run(server: ServerProcess, folder: Path, events: Sequence[Event], per_r
 
 def server_cpu(server: ServerProcess) -> float:
     """CPU seconds of the server process so far, all threads."""
-    fields = Path(f"/proc/{server._process.pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
 
 

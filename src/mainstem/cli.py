@@ -37,7 +37,7 @@ A first tour:
   mainstem init                       write a commented mainstem.yaml
   mainstem ingest purchases.csv       put your own events into the log
   mainstem train                      learn from the log
-  mainstem serve                      answer over HTTP: http://127.0.0.1:8080/docs
+  mainstem serve                      answer over HTTP, port 8080
 """,
 )
 datasets_app = App(name="datasets", help="Public data sets: list them, get them, put them into the log.")
@@ -206,8 +206,9 @@ def datasets_list() -> None:
     table = Table("name", "what it is", "here", "licence")
     for name in datasets.names():
         known = datasets.get(name)
-        table.add_row(name, known.title, "yes" if known.find() else "no", known.licence)
+        table.add_row(name, known.title, "yes" if known.find() else "no", known.licence.partition(". ")[0])
     Console().print(table)
+    print("`mainstem datasets get NAME` fetches one and prints its whole notice")
 
 
 @datasets_app.command(name="get")
@@ -249,7 +250,8 @@ def config_schema() -> None:
 
 
 def _end_with_stdin() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not through sys.stdin, whose lock a dying interpreter would wait for
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

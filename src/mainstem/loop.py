@@ -56,6 +56,10 @@ class Loop:
         """Put records into the log: durable on return. All or nothing; known ids are counted, not repeated."""
         return self.parts.log.append(records)
 
+    def append_each(self, batches: Sequence[Sequence[LogRecord]]) -> list[Appended | Exception]:
+        """`append` of every batch by itself, in one commit: for each what `append` returns or raises."""
+        return self.parts.log.append_each(batches)
+
     # ---- log -> state, catalogue, index ------------------------------------------------------------
 
     def catch_up(self, progress: Progress = silent) -> None:

@@ -230,3 +230,15 @@ def test_open_by_url(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="file:///path"):
         eventlog.open(f"sqlite://{tmp_path}/log.sqlite", history="s3://bucket")
     assert eventlog.path_of("file:///./data/history", "file") == Path("data/history")
+
+
+def test_several_batches_in_one_commit_are_each_all_or_nothing(log: AnyLog) -> None:
+    good, known, wrong = [event("a"), event("b")], [event("a")], [event("c"), event("d", user="")]
+    first, second, third, fourth = log.append_each([good, known, wrong, [event("e")]])
+    assert (first.accepted, first.duplicates) == (2, 0)  # type: ignore[union-attr]
+    assert (second.accepted, second.duplicates) == (0, 1)  # type: ignore[union-attr]
+    assert isinstance(third, InvalidRecord)
+    assert third.field == "events[1].user"
+    assert (fourth.accepted, fourth.duplicates) == (1, 0)  # type: ignore[union-attr]
+    assert [record.event_id for record in read_all(log) if isinstance(record, Event)] == ["a", "b", "e"]
+    assert log.append_each([]) == []

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mainstem.schema.errors import StoreError
-from mainstem.weights import MemoryTable
 from mainstem.schema.keyrows import find, insert, mix, remove, unique_places
+from mainstem.weights import MemoryTable
 from mainstem.weights.table import Table
 
 DIM = 3

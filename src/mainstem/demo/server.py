@@ -35,6 +35,10 @@ class ServerProcess:
             )  # fmt: skip
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 

@@ -8,7 +8,7 @@ from threading import Condition
 
 from mainstem.eventlog.admission import admit
 from mainstem.schema.config import LogConfig
-from mainstem.schema.errors import LogError
+from mainstem.schema.errors import InvalidRecord, LogError
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Appended, LogBatch
 from mainstem.schema.records import LogRecord, record_id
@@ -41,6 +41,15 @@ class MemoryLog:
             self._changed.notify_all()
             accepted = len(self._records) - before
             return Appended(Position.at(len(self._records)), accepted, len(records) - accepted)
+
+    def append_each(self, batches: Sequence[Sequence[LogRecord]]) -> list[Appended | Exception]:
+        outcomes: list[Appended | Exception] = []
+        for records in batches:
+            try:
+                outcomes.append(self.append(records))
+            except (InvalidRecord, LogError) as error:
+                outcomes.append(error)
+        return outcomes
 
     def read(self, start: Position, limit: int = 10_000) -> LogBatch:
         with self._changed:

@@ -23,7 +23,7 @@ from mainstem.eventlog.dedup import IdRun, Ids
 from mainstem.eventlog.history import History
 from mainstem.eventlog.sealing import Sealer, rebuild_ids, seal_range
 from mainstem.schema.config import LogConfig
-from mainstem.schema.errors import LogError, PositionGone, StoreError
+from mainstem.schema.errors import InvalidRecord, LogError, PositionGone, StoreError
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Appended, LogBatch
 from mainstem.schema.records import LogRecord
@@ -79,6 +79,22 @@ class SqliteLog:
             raise ticket.error
         assert ticket.done is not None
         return ticket.done
+
+    def append_each(self, batches: Sequence[Sequence[LogRecord]]) -> list[Appended | Exception]:
+        """`append` of every batch by itself, in one commit: for each what `append` returns or raises."""
+        now = now_ms()
+        tickets = [self._ticket(records, now) for records in batches]
+        self._queue.extend(ticket for ticket in tickets if ticket.error is None)
+        with self._writing:
+            while any(ticket.done is None and ticket.error is None for ticket in tickets):
+                self._commit_group()
+        return [outcome for ticket in tickets if (outcome := ticket.error or ticket.done) is not None]
+
+    def _ticket(self, records: Sequence[LogRecord], now: int) -> _Ticket:
+        try:
+            return _Ticket(admit(records, now, self._skew))
+        except InvalidRecord as error:
+            return _Ticket(Admitted([], [], []), error=error)
 
     def claim(self) -> None:
         """Become the log's one writer. Raises StoreError where another process is."""

@@ -65,6 +65,11 @@ class Log(Protocol):
         """All or nothing, durable on return; records whose id is known are skipped (and counted)."""
         ...
 
+    def append_each(self, batches: Sequence[Sequence[LogRecord]]) -> list[Appended | Exception]:
+        """`append` of every batch by itself, in one commit where the log can: for each what `append` returns or
+        raises."""
+        ...
+
     def read(self, start: Position, limit: int = 10_000) -> LogBatch:
         """The records from `start` on. Raises PositionGone where they are no longer kept."""
         ...
