@@ -162,6 +162,8 @@ class SqliteLog:
         unless the log ends. Raises PositionGone where neither has them, LogError past the end of the log."""
         first = start.offset()
         bodies: list[bytes] = []
+        if limit <= 0 and first > (end := self._end_on_disk()):
+            raise LogError(f"position {start} lies after the end of the log, {Position.at(end)}")
         while len(bodies) < limit:
             at, wanted = first + len(bodies), limit - len(bodies)
             if kept := self._kept(at, wanted):
@@ -175,7 +177,7 @@ class SqliteLog:
             # Again SQLite: the record may have been appended between the first look and the second.
             part = self.history.bodies(at, wanted) or self._kept(at, wanted)
             if not part:
-                if bodies or not limit:
+                if bodies:
                     break
                 raise PositionGone(f"the records at {start} are neither in {self._path} nor in {self.history.folder}")
             bodies += part
