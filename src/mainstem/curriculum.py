@@ -25,10 +25,10 @@ from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import storage_urls
 from mainstem.schema.examples import Examples
-from mainstem.schema.ids import Keys
+from mainstem.schema.ids import Keys, key64
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import FeatureStore, FeatureView, Floats, Log
-from mainstem.schema.records import Context, Event, Served, SlateRequest
+from mainstem.schema.records import Context, Erase, Event, Served, SlateRequest
 from mainstem.schema.time import parse_duration
 from mainstem.train import Towers, Trainer, TrainingReport
 
@@ -89,14 +89,20 @@ class Curriculum:
 
     def _read(self, log: Log, progress: Progress) -> EventBatch:
         """All events of the log up to `position`, in columns; entities go into the catalogue, and slates on record
-        that were shown are joined with what followed them, once there are any."""
+        that were shown are joined with what followed them, once there are any. What an erased user did before the
+        erasure is not learned from."""
         join: Attribution | None = None
+        erased: dict[int, int] = {}  # user -> offset of the erasure
         seen, end, parts = START, self.position.offset(), list[EventBatch]()
         place = self.config.features.place
         while seen.offset() < end and (batch := log.read(seen, 50_000)).records:
             self.catalog.write([r for r in batch.records if not isinstance(r, Event)], batch.next)
-            events = [record for record in batch.records if isinstance(record, Event)]
-            columns = EventBatch.of(events, place_extra=place)
+            pairs = [(r, o) for r, o in zip(batch.records, batch.offsets, strict=True) if isinstance(r, Event)]
+            events = [record for record, _ in pairs]
+            columns = EventBatch.of(events, [offset for _, offset in pairs], place_extra=place)
+            for record, offset in zip(batch.records, batch.offsets, strict=True):
+                if isinstance(record, Erase) and record.user is not None:
+                    erased[key64("user", record.user, record.tenant)] = offset
             self.users |= dict(zip(columns.user.tolist(), (event.user for event in events), strict=True))
             parts.append(columns)
             if join is None and any(isinstance(r, Served) and r.shown is not False for r in batch.records):
@@ -108,7 +114,11 @@ class Curriculum:
                 self.recorded += join.ready()
             seen = batch.next
             progress("reading the log", min(seen.offset(), end), end)
-        return EventBatch.concat(parts)
+        found = EventBatch.concat(parts)
+        gone = np.zeros(len(found), np.bool_)
+        for user, offset in erased.items():
+            gone |= (found.user == np.uint64(user)) & (found.offset < offset)
+        return found.take(~gone) if gone.any() else found
 
     def session_starts(self, events: EventBatch, order: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The join's definition of where sessions begin."""

@@ -10,17 +10,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mainstem import curriculum
 from mainstem.loop import Loop
 from mainstem.schema.config import CanvasConfig, Config, EntityTypeConfig, FeatureConfig, ModelConfig, TrainConfig
-from mainstem.schema.ids import fresh_id
+from mainstem.schema.ids import fresh_id, key64
 from mainstem.schema.position import Position
 from mainstem.schema.records import (
     Context,
     Entity,
     EntityDelete,
     EntityPatch,
+    Erase,
     Event,
     LogRecord,
     Served,
@@ -168,6 +171,20 @@ def test_an_empty_system_answers(tmp_path: Path) -> None:
         slate = loop.slate(SlateRequest(context=Context(user="anybody")))
         assert slate.items == []
         assert {degraded.what for degraded in slate.degraded} >= {"model"}
+
+
+def test_an_erased_user_is_forgotten_and_not_learned_from(tmp_path: Path) -> None:
+    with Loop(CONFIG, tmp_path) as loop:
+        loop.append(checkerboard())
+        known = curriculum.Curriculum(CONFIG, loop.parts.log, lambda *stage: None)
+        loop.append([Erase(record_id="forget-u1", time=NOW, user="u1"), purchase(1, 3, NOW, "u1 comes back")])
+        after = curriculum.Curriculum(CONFIG, loop.parts.log, lambda *stage: None)
+        key = np.uint64(key64("user", "u1"))
+        assert (known.events.user == key).sum() > 10
+        assert (after.events.user == key).sum() == 1
+        loop.catch_up()
+        with loop.parts.features.view(Context(user="u1", time=NOW + DAY)) as view:
+            assert view.counts().keys.tolist() == [key64("item", "3")]
 
 
 def test_a_restart_goes_on_where_it_stopped(tmp_path: Path) -> None:
