@@ -8,8 +8,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +15,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from mainstem import __version__
+from mainstem.progress import stages
 from mainstem.schema.errors import MainstemError
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def ingest(
     if len(mapping) != len(map or []):
         raise MainstemError("--map wants FIELD=COLUMN, as in --map user=household_id")
     set_aside = rejects or file.with_name(file.name + ".rejects.jsonl")
-    with _loop(config) as loop, _progress() as show:
+    with _loop(config) as loop, stages(err) as show:
         report = ingest_file(
             file, loop.append, mapping=mapping, kind=kind, rejects=set_aside,
             progress=lambda done, total: show("events", done, total),
@@ -99,7 +98,7 @@ def train(*, config: ConfigFile = DEFAULT, json_: Annotated[bool, Parameter(name
 
     settings = _config(config)
     log = open_log(settings, config.parent)
-    with _progress() as show:
+    with stages(err) as show:
         report = curriculum.train(settings, log, config.parent, show)
     log.close()
     if json_:
@@ -145,7 +144,7 @@ def backfill(*, config: ConfigFile = DEFAULT) -> None:
     """Rebuild feature state, catalogue and indexes from the log, beside the old ones, then switch."""
     from mainstem.assemble import backfill as rebuild
 
-    with _progress() as show:
+    with stages(err) as show:
         count = rebuild(_config(config), config.parent, lambda done, total: show("backfill", done, total))
     print(f"rebuilt from {count:,} records of the log")
 
@@ -165,7 +164,7 @@ def evaluate(
 
     settings = _config(config)
     log = open_log(settings, config.parent)
-    with _progress() as show:
+    with stages(err) as show:
         evaluation, _ = evaluate_log(settings, log, days=days, most=most, progress=show)
     log.close()
     if report:
@@ -216,7 +215,7 @@ def datasets_get(name: str) -> None:
     """Download a data set from its public address, check it, and print its licence notice."""
     from mainstem import datasets
 
-    with _progress() as show:
+    with stages(err) as show:
         folder = datasets.download(datasets.get(name), lambda done, total: show(name, done, total))
     print(f"{name} is in {folder}\n\n{datasets.get(name).licence}")
 
@@ -226,7 +225,7 @@ def datasets_ingest(name: str, *, config: ConfigFile = DEFAULT) -> None:
     """Put a data set's catalogue and events into the log. Running it again adds nothing twice."""
     from mainstem import datasets
 
-    with _loop(config) as loop, _progress() as show:
+    with _loop(config) as loop, stages(err) as show:
         count = datasets.ingest(datasets.get(name), loop.append, lambda done, total: show(name, done, total))
         loop.catch_up(show)
     print(f"{count:,} records of {name} are in the log")
@@ -270,23 +269,6 @@ def _loop(path: Path, follow: bool = False) -> Loop:
     from mainstem.loop import Loop
 
     return Loop(_config(path), path.parent, follow=follow)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar per stage on stderr: call it with (stage, done, total)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=min(done, total), total=total)
-
-        yield show
 
 
 def main() -> None:

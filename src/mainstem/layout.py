@@ -25,7 +25,7 @@ MOVERS = {
     "evaluate": "metrics, baselines, replay",
 }
 # Each may import those before it, besides schema, holders and movers.
-SURFACE = ("assemble", "curriculum", "serve", "datasets", "loop", "evaluation", "demo", "cli", "__main__")
+SURFACE = ("progress", "assemble", "curriculum", "serve", "datasets", "loop", "evaluation", "demo", "cli", "__main__")
 UNDER_ALL = ("schema", "layout")
 
 # (from, what flows, to): the circle closes only where things rest, in the log and the weights.

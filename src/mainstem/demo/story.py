@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from mainstem import curriculum, datasets
 from mainstem.assemble import open_log
@@ -21,6 +19,7 @@ from mainstem.demo.client import HttpClient
 from mainstem.demo.server import ServerProcess
 from mainstem.evaluate import Replay, ReplayDisplay, Results, default_baselines, final_table, load_state, save_state
 from mainstem.evaluate import write_report as write_html
+from mainstem.progress import Show, stages
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import load, storage_urls
 from mainstem.schema.errors import StoreError
@@ -57,11 +56,11 @@ class Demo:
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self._configure()
         self.console.rule(f"[bold]Mainstem demo: {self.dataset.title}")
-        with self._progress() as show:
+        with stages(self.console) as show:
             split = self._split(show)
             self._ingest(config, split, show)
         with ServerProcess(self.config_file, self.folder / "server.log", self.port) as server:
-            with self._progress() as show:
+            with stages(self.console) as show:
                 # The server brings its state up to date in its own process while this one trains.
                 version = self._train(config, show)
             server.wait_ready(version)
@@ -86,13 +85,13 @@ class Demo:
         self.config_file.write_text(yaml.safe_dump(settings, sort_keys=False))
         return load(self.config_file)
 
-    def _split(self, show: Callable[[str, int, int], None]) -> Split:
+    def _split(self, show: Show) -> Split:
         show("reading the data set", 0, 1)
         split = self.baskets.split()
         show("reading the data set", 1, 1)
         return split
 
-    def _ingest(self, config: Config, split: Split, show: Callable[[str, int, int], None]) -> None:
+    def _ingest(self, config: Config, split: Split, show: Show) -> None:
         """Catalogue and past into the log. What a killed run had put in is passed over: the order is fixed."""
         log = open_log(config, self.folder)
         try:
@@ -110,7 +109,7 @@ class Demo:
         finally:
             log.close()
 
-    def _train(self, config: Config, show: Callable[[str, int, int], None]) -> str:
+    def _train(self, config: Config, show: Show) -> str:
         """Train, unless an earlier run has; the version."""
         newest = open_weights(storage_urls(config, self.folder).weights).latest("main").version
         if newest is not None:
@@ -125,7 +124,7 @@ class Demo:
         baselines = default_baselines()
         client = HttpClient(server.host, server.port, next(iter(config.canvases)))
         replay = Replay(client, baselines)
-        with self._progress() as show:
+        with stages(self.console) as show:
             live = self.baskets.live(split.cut)
             taught = 0
             for basket in self.baskets.past(split.cut):
@@ -174,19 +173,6 @@ class Demo:
             server.wait()
         except KeyboardInterrupt:
             self.console.print("stopping")
-
-    @contextmanager
-    def _progress(self) -> Iterator[Callable[[str, int, int], None]]:
-        columns = (TextColumn("{task.description:<26}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console) as bars:
-            tasks: dict[str, TaskID] = {}
-
-            def show(stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage, total=total)
-                bars.update(tasks[stage], completed=min(done, total), total=total)
-
-            yield show
 
 
 def _retry(act: Callable[[], object], patience: float = 15.0) -> None:

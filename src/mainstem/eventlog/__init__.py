@@ -4,7 +4,8 @@
     memory.py     the plain log in one list: the oracle of the others
     sqlite.py     the default: SQLite in WAL mode, acknowledged means durable
     connections.py  its connections, and the lock of its one writer
-    sealing.py    moves full ranges from SQLite to history, in the background
+    sealing.py    moves ranges from SQLite to history, in the background
+    arrivals.py   when records arrived, so that old ones can leave
     history.py    sealed ranges as Parquet, typed columns and the lossless record
     dedup.py      which ids the log holds, over its whole length
 

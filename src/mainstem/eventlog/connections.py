@@ -18,9 +18,10 @@ __all__ = ["Connections", "lock_writer"]
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (offset INTEGER PRIMARY KEY, digest BLOB NOT NULL, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS arrivals (offset INTEGER PRIMARY KEY, time INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS followers (name TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
 """
-_FORMAT = 1
+_FORMAT = 2  # 2 added the table of arrivals
 _BUSY_MS = 10_000
 
 

@@ -8,7 +8,7 @@ from threading import Condition
 
 from mainstem.eventlog.admission import admit
 from mainstem.schema.config import LogConfig
-from mainstem.schema.errors import InvalidRecord, LogError
+from mainstem.schema.errors import LogError
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Appended, LogBatch
 from mainstem.schema.records import LogRecord, record_id
@@ -47,7 +47,7 @@ class MemoryLog:
         for records in batches:
             try:
                 outcomes.append(self.append(records))
-            except (InvalidRecord, LogError) as error:
+            except Exception as error:  # noqa: BLE001 - it is the outcome of that batch alone
                 outcomes.append(error)
         return outcomes
 

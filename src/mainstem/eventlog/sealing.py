@@ -1,4 +1,4 @@
-"""Moves full ranges from SQLite to history, in the background of the writing process.
+"""Moves ranges that are full or too old from SQLite to history, in the background of the writing process.
 
 The order is what makes a crash harmless anywhere: (1) the Parquet file and (2) the ids file are written
 durably, (3) the log notes `sealed` in one transaction, and only (4) later do records leave SQLite. Before (3)
@@ -51,8 +51,8 @@ def rebuild_ids(history: History, start: int, sealed: int, fill: Callable[[IdRun
 class Sealable(Protocol):
     """What the sealer needs of its log."""
 
-    def seal_full(self) -> bool:
-        """Seal one full range, if there is one; whether there was."""
+    def seal_due(self) -> bool:
+        """Seal one range that is full, or else what is too old, if there is any; whether there was."""
         ...
 
     def drop_sealed(self) -> int:
@@ -61,10 +61,12 @@ class Sealable(Protocol):
 
 
 class Sealer:
-    """One thread that seals and drops whenever it is woken. A failure is logged, and tried again when next woken."""
+    """One thread that seals and drops whenever it is woken, and every `every` seconds where given. A failure is
+    logged, and tried again the next time."""
 
-    def __init__(self, log: Sealable) -> None:
+    def __init__(self, log: Sealable, every: float | None = None) -> None:
         self._log = log
+        self._every = every
         self._wake = Condition()
         self._due = False
         self._stop = False
@@ -87,12 +89,12 @@ class Sealer:
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._due or self._stop)
+                self._wake.wait_for(lambda: self._due or self._stop, self._every)
                 if self._stop:
                     return
                 self._due = False
             try:
-                while not self._stop and self._log.seal_full():
+                while not self._stop and self._log.seal_due():
                     self._log.drop_sealed()
                 self._log.drop_sealed()
                 self.error = None

@@ -18,12 +18,13 @@ from pathlib import Path
 from threading import Condition, Lock, RLock
 
 from mainstem.eventlog.admission import Admitted, admit, decode_many
+from mainstem.eventlog.arrivals import Arrivals
 from mainstem.eventlog.connections import Connections, lock_writer
 from mainstem.eventlog.dedup import IdRun, Ids
 from mainstem.eventlog.history import History
 from mainstem.eventlog.sealing import Sealer, rebuild_ids, seal_range
 from mainstem.schema.config import LogConfig
-from mainstem.schema.errors import InvalidRecord, LogError, PositionGone, StoreError
+from mainstem.schema.errors import LogError, PositionGone, StoreError
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Appended, LogBatch
 from mainstem.schema.records import LogRecord
@@ -44,6 +45,12 @@ class _Ticket:
     done: Appended | None = None
     error: Exception | None = None
 
+    def outcome(self) -> Appended | Exception:
+        """What became of it; it is through."""
+        outcome = self.done if self.error is None else self.error
+        assert outcome is not None
+        return outcome
+
 
 class SqliteLog:
     """`Log` in one SQLite file at `path`, history in the folder `history`. See the module for its promises."""
@@ -63,6 +70,7 @@ class SqliteLog:
         self._loaded = self._unsure = self._closed = False
         self._end = self._sealed = self._first = 0
         self._store = Connections(path)
+        self._arrivals = Arrivals(self._store, config.keep_age)
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -75,25 +83,27 @@ class SqliteLog:
             # Whoever gets here first commits for all that queued up behind the commit before.
             while ticket.done is None and ticket.error is None:
                 self._commit_group()
-        if ticket.error is not None:
-            raise ticket.error
-        assert ticket.done is not None
-        return ticket.done
+        outcome = ticket.outcome()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def append_each(self, batches: Sequence[Sequence[LogRecord]]) -> list[Appended | Exception]:
-        """`append` of every batch by itself, in one commit: for each what `append` returns or raises."""
+        """`append` of every batch by itself, in one commit (in a few beyond 50,000 records, as the errors are then of
+        each): for each, in order, what `append` returns or raises."""
         now = now_ms()
         tickets = [self._ticket(records, now) for records in batches]
         self._queue.extend(ticket for ticket in tickets if ticket.error is None)
         with self._writing:
-            while any(ticket.done is None and ticket.error is None for ticket in tickets):
-                self._commit_group()
-        return [outcome for ticket in tickets if (outcome := ticket.error or ticket.done) is not None]
+            for ticket in tickets:
+                while ticket.done is None and ticket.error is None:
+                    self._commit_group()
+        return [ticket.outcome() for ticket in tickets]
 
     def _ticket(self, records: Sequence[LogRecord], now: int) -> _Ticket:
         try:
             return _Ticket(admit(records, now, self._skew))
-        except InvalidRecord as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one batch is the outcome of that batch alone
             return _Ticket(Admitted([], [], []), error=error)
 
     def claim(self) -> None:
@@ -275,18 +285,27 @@ class SqliteLog:
         self.drop_sealed()
         return Position.at(self._sealed)
 
-    def seal_full(self) -> bool:
-        """Seal one full range, if there is one; whether there was. The background thread calls it."""
-        return self._end >= self._next_seal() and self._seal_to(self._next_seal())
+    def seal_due(self) -> bool:
+        """Seal one range that is full, or else what is older than `keep_age`, if there is any; whether there was.
+
+        The background thread calls it, and by it learns when records arrived."""
+        if self._end >= self._next_seal():
+            return self._seal_to(self._next_seal())
+        with self._writing:
+            self._arrivals.mark(self._end)
+            due = self._arrivals.due(self._sealed)
+        return due > self._sealed and self._seal_to(min(due, self._next_seal()))
 
     def drop_sealed(self) -> int:
-        """Let whole sealed ranges leave SQLite: the oldest, beyond `keep_rows`, that every follower has passed."""
+        """Let sealed records leave SQLite that every follower has passed: the oldest whole ranges beyond `keep_rows`,
+        and all that are older than `keep_age`. How many left."""
         with self._sealing:
-            passed = [position.offset() for position in self.followers().values()]
-            bound = min([self._sealed, self._end - self._keep_rows, *passed])
-            before = upto = self._first
+            free = min([self._sealed, *(position.offset() for position in self.followers().values())])
+            before = upto = reach = self._first
             for span in self.history.ranges():  # only what history has without a gap
-                upto = span.last if span.first <= upto < span.last <= bound else upto
+                reach = span.last if span.first <= reach < span.last else reach
+                upto = reach if upto < reach <= min(free, self._end - self._keep_rows) else upto
+            upto = max(upto, min(free, reach, self._arrivals.aged()))
             while self._first < upto:
                 first = min(upto, self._first + _DROP_ROWS)
                 with self._writing, self._store.transaction() as writer:
@@ -325,7 +344,7 @@ class SqliteLog:
             if self._lock_file is None or self._closed:
                 return
             if self._sealer is None:
-                self._sealer = Sealer(self)
+                self._sealer = Sealer(self, self._arrivals.every)
             self._sealer.wake()
 
     # ---- opening and closing ---------------------------------------------------------------------
@@ -342,6 +361,8 @@ class SqliteLog:
         if sealer:
             sealer.stop()
         with self._writing:
+            if self._loaded:
+                self._arrivals.mark(self._end)
             self._store.close()
             if self._lock_file is not None:
                 os.close(self._lock_file)
@@ -360,10 +381,11 @@ class SqliteLog:
         self.history.tidy(self._sealed)
         for run in rebuild_ids(self.history, self._ids.load(self._sealed), self._sealed, self._save_ids):
             self._ids.seal(run)
+        self._arrivals.load()
         self._end = self._sealed
         self._catch_up()
         self._loaded = True
-        if self._end >= self._next_seal() or self._sealed > self._first:
+        if self._arrivals.every or self._end >= self._next_seal() or self._sealed > self._first:
             self._wake()
 
     def _catch_up(self) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from mainstem.schema.time import parse_duration
+from mainstem.schema.time import MINUTE, parse_duration
 
 __all__ = [
     "CanvasConfig",
@@ -176,7 +176,16 @@ class LogConfig(_Section):
     seal_rows: int = Field(default=500_000, ge=1_000)
     """A range of this many records is sealed and moves to Parquet history."""
     keep_rows: int = Field(default=1_000_000, ge=1_000)
-    """Records that stay in SQLite although sealed."""
+    """Records that stay in SQLite although sealed, unless `keep_age` says otherwise."""
+    keep_age: Duration | None = None
+    """Records older than this, by arrival, are sealed even if their range is not full, and leave SQLite; 1m or more."""
+
+    @field_validator("keep_age")
+    @classmethod
+    def _age_is_worth_a_file(cls, age: str | None) -> str | None:
+        if age is not None and parse_duration(age) < MINUTE:
+            raise ValueError(f"{age!r} is too short, a minute is the least: every half of it may become a file")
+        return age
 
 
 class ServeConfig(_Section):
@@ -189,6 +198,8 @@ class ServeConfig(_Section):
     """Events accepted in one POST."""
     served_sample: float = Field(default=1.0, ge=0.0, le=1.0)
     """Share of slates put on record."""
+    max_lag: int = Field(default=500_000, ge=1)
+    """Writes are refused (503) while the state is more records than this behind the log."""
 
 
 class StorageConfig(_Section):
