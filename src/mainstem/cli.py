@@ -124,6 +124,8 @@ def serve(
     # One request is answered by one thread; small matrices only lose by more. Read when torch loads.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
+    # Followers, the recorder and sealing share the interpreter with the answers: none waits long for another.
+    sys.setswitchinterval(0.0005)
     from mainstem.serve import run
 
     if while_stdin_open:

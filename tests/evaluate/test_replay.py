@@ -88,10 +88,10 @@ def test_a_user_who_always_buys_the_same_three_things() -> None:
     for name in replay.results.systems:
         assert replay.results.score(name, "all").ndcg == pytest.approx(0.9)
         assert replay.results.score(name, "all").recall == pytest.approx(0.9)
-    # nothing is new after the first, so the restricted slate is asked once
+    # nothing is new after the first: the restricted slate is asked all the same, and scored once
     assert replay.results.score("mainstem", "new").n == 1
-    assert server.calls == ["all", "new", "post"] + ["all", "post"] * 9
-    assert replay.results.slates == 11
+    assert server.calls == ["all", "new", "post"] * 10
+    assert replay.results.slates == 20
     assert replay.results.events == 30
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from mainstem.eventlog import dedup, history
+from mainstem.eventlog.connections import Connections
 from mainstem.eventlog.sqlite import SqliteLog
 from mainstem.schema.config import LogConfig
 from mainstem.schema.position import START
@@ -14,13 +20,57 @@ from mainstem.schema.records import Event, LogRecord, record_id
 TINY = 64
 
 
-def tiny_config(seal_rows: int = TINY, keep_rows: int = TINY) -> LogConfig:
-    """Ranges far smaller than the configuration allows, so that a test seals many."""
-    return LogConfig.model_construct(skew="10m", seal_rows=seal_rows, keep_rows=keep_rows)
+def tiny_config(seal_rows: int = TINY, keep_rows: int = TINY, keep_age: str | None = None) -> LogConfig:
+    """Ranges far smaller, and ages far shorter, than the configuration allows, so that a test seals many."""
+    return LogConfig.model_construct(skew="10m", seal_rows=seal_rows, keep_rows=keep_rows, keep_age=keep_age)
 
 
-def open_tiny(folder: Path, seal_rows: int = TINY, keep_rows: int = TINY) -> SqliteLog:
-    return SqliteLog(folder / "log.sqlite", folder / "history", tiny_config(seal_rows, keep_rows))
+def open_tiny(folder: Path, seal_rows: int = TINY, keep_rows: int = TINY, keep_age: str | None = None) -> SqliteLog:
+    return SqliteLog(folder / "log.sqlite", folder / "history", tiny_config(seal_rows, keep_rows, keep_age))
+
+
+def in_sqlite(folder: Path) -> list[int]:
+    """Offsets of the records that SQLite still has."""
+    connection = sqlite3.connect(folder / "log.sqlite")
+    rows = connection.execute("SELECT offset FROM records ORDER BY offset").fetchall()
+    connection.close()
+    return [row[0] for row in rows]
+
+
+class PowerCut(Exception):
+    """Stands for the end of the process at this point."""
+
+
+def cut_power(survives: int, monkeypatch: pytest.MonkeyPatch, sealing: Callable[[], object]) -> bool:
+    """Run `sealing`, whose process ends before the n-th thing that it makes durable; whether it got through."""
+    left = [survives]
+
+    def count() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise PowerCut
+
+    plain_publish, plain_transaction = dedup.publish, Connections.transaction
+
+    def publish(temp: Path, path: Path) -> None:
+        count()
+        plain_publish(temp, path)
+
+    @contextmanager
+    def transaction(self: Connections) -> Iterator[sqlite3.Connection]:
+        with plain_transaction(self) as connection:
+            yield connection
+            count()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dedup, "publish", publish)
+        patch.setattr(history, "publish", publish)
+        patch.setattr(Connections, "transaction", transaction)
+        try:
+            sealing()
+        except PowerCut:
+            return False
+    return True
 
 
 def event(event_id: str, **fields: object) -> Event:

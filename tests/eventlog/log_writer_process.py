@@ -1,5 +1,8 @@
-"""A process that forks writers to be killed. On stdin: the number of the first batch to send. On stdout: `pid N`,
-then a line `NUMBER ACCEPTED DUPLICATES` after each acknowledgement, then `dead` when the writer has ended."""
+"""A process that forks writers to be killed; arguments: FOLDER SEAL_ROWS [KEEP_AGE].
+
+On stdin: the number of the first batch to send. On stdout: `pid N`, then a line `NUMBER ACCEPTED DUPLICATES` after
+each acknowledgement, then `dead` when the writer has ended.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ def say(text: str) -> None:
     os.write(1, (text + "\n").encode())
 
 
-def write(folder: Path, number: int) -> None:
-    log = open_tiny(folder)
+def write(folder: Path, number: int, seal_rows: int, keep_age: str | None) -> None:
+    log = open_tiny(folder, seal_rows, seal_rows, keep_age)
     follower = log.follow("reader")
     while True:
         done = log.append(batch_of(number))
@@ -26,13 +29,13 @@ def write(folder: Path, number: int) -> None:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, seal_rows, keep_age = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if sys.argv[3:] else None
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
             say(f"pid {os.getpid()}")
             try:
-                write(folder, int(line))
+                write(folder, int(line), seal_rows, keep_age)
             finally:
                 os._exit(1)
         os.waitpid(pid, 0)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from log_checks import batch_of, check_batches, open_tiny
+from log_checks import TINY, batch_of, check_batches, in_sqlite, open_tiny
 
 from mainstem.eventlog.memory import MemoryLog
 from mainstem.schema.config import LogConfig
@@ -20,14 +20,17 @@ from mainstem.schema.position import Position
 from mainstem.schema.protocols import LogBatch
 
 
-def kill_writers(folder: Path, kills: int, seed: int) -> tuple[int, int]:
+def kill_writers(
+    folder: Path, kills: int, seed: int, seal_rows: int = TINY, keep_age: str | None = None
+) -> tuple[int, int]:
     """Kill `kills` writers, checking the log after each; (batches in the log, ranges sealed)."""
     chance = random.Random(seed)
     acknowledged: list[int] = []
     script = Path(__file__).with_name("log_writer_process.py")
     with subprocess.Popen(
-        [sys.executable, str(script), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as server:
+        [sys.executable, str(script), str(folder), str(seal_rows), *([keep_age] if keep_age else [])],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    ) as server:  # fmt: skip
         assert server.stdin
         assert server.stdout
         for _ in range(kills):
@@ -64,6 +67,13 @@ def test_kill_nine(tmp_path: Path) -> None:
     batches, ranges = kill_writers(tmp_path, kills=8, seed=1)
     assert batches > 8
     assert ranges >= 1
+
+
+def test_kill_nine_while_records_leave_by_age(tmp_path: Path) -> None:
+    batches, ranges = kill_writers(tmp_path, kills=8, seed=3, seal_rows=1_000_000, keep_age="64ms")
+    assert batches > 8
+    assert ranges >= 2, "what is old was never sealed while the writers lived"
+    assert in_sqlite(tmp_path)[0] > 0, "nothing left SQLite"
 
 
 @pytest.mark.slow

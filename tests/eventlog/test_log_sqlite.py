@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from log_checks import batch_of, check_batches, event, open_tiny, read_all
+from log_checks import batch_of, check_batches, cut_power, event, in_sqlite, open_tiny, read_all
 
-from mainstem.eventlog import dedup, history
 from mainstem.eventlog.connections import Connections
 from mainstem.eventlog.dedup import IdRun
 from mainstem.eventlog.memory import MemoryLog
@@ -74,13 +73,6 @@ def test_agrees_with_the_oracle(script: list[tuple[str, object]], seal_rows: int
             assert read_all(log, 7) == read_all(oracle)
         finally:
             log.close()
-
-
-def in_sqlite(folder: Path) -> list[int]:
-    connection = sqlite3.connect(folder / "log.sqlite")
-    rows = connection.execute("SELECT offset FROM records ORDER BY offset").fetchall()
-    connection.close()
-    return [row[0] for row in rows]
 
 
 def test_ranges_leave_sqlite_when_sealed_and_passed(tmp_path: Path) -> None:
@@ -146,10 +138,6 @@ def test_another_size_of_ranges_after_reopening(tmp_path: Path) -> None:
             assert len(read_all(log)) == 23 * (round_ + 1)
 
 
-class PowerCut(Exception):
-    """Stands for the end of the process at this point."""
-
-
 @pytest.mark.parametrize("survives", range(15))
 def test_a_crash_at_any_step_of_sealing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survives: int) -> None:
     """The process ends before the n-th thing that sealing makes durable; what is found then is whole."""
@@ -158,34 +146,7 @@ def test_a_crash_at_any_step_of_sealing(tmp_path: Path, monkeypatch: pytest.Monk
     sent = 5
     for number in range(sent):
         log.append(batch_of(number))
-    left = [survives]
-
-    def count() -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise PowerCut
-
-    plain_publish, plain_transaction = dedup.publish, Connections.transaction
-
-    def publish(temp: Path, path: Path) -> None:
-        count()
-        plain_publish(temp, path)
-
-    @contextmanager
-    def transaction(self: Connections) -> Iterator[sqlite3.Connection]:
-        with plain_transaction(self) as connection:
-            yield connection
-            count()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(dedup, "publish", publish)
-        patch.setattr(history, "publish", publish)
-        patch.setattr(Connections, "transaction", transaction)
-        try:
-            log.seal()
-            finished = True
-        except PowerCut:
-            finished = False
+    finished = cut_power(survives, monkeypatch, log.seal)
     if not finished and survives % 2:
         assert log.seal() == log.end(), "the same process may also go on"
         assert check_batches(log, range(sent)) == sent

@@ -34,6 +34,7 @@ class MemoryEngine:
         self.fails: Exception | None = None
         self.gate: threading.Event | None = None
         self.is_ready = True
+        self.behind = 3.0
         self._ids: set[str] = set()
         self._lock = threading.Lock()
 
@@ -82,7 +83,7 @@ class MemoryEngine:
         return self.is_ready, {"model": "loaded" if self.is_ready else "none yet", "position": self.end()}
 
     def lag(self) -> dict[str, float]:
-        return {"state_records": 3.0}
+        return {"state": self.behind}
 
     def end(self) -> Position:
         return Position.at(len(self.records))

@@ -21,6 +21,7 @@ from mainstem.schema.records import Event, LogRecord
 from mainstem.serve import create_app
 from mainstem.serve.answers import Answers
 from mainstem.serve.engine import SharesCommits
+from mainstem.serve.lanes import Gathering
 from mainstem.serve.metrics import Metrics
 
 REFUSED = "refused by the log"
@@ -159,3 +160,26 @@ def test_closing_ends_the_threads() -> None:
         assert client.post("/v1/events", json=event(1)).status_code == 200
         assert any(thread.name.startswith("mainstem-events") for thread in set(threading.enumerate()) - before)
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("mainstem-")]
+
+
+class ShortEngine(GroupingEngine):
+    """Its log answers for fewer batches than it was given: nobody may wait for ever, or get another's answer."""
+
+    def append_each(self, batches: Sequence[Sequence[LogRecord]]) -> list[Appended | Exception]:
+        return super().append_each(batches)[:-1]
+
+
+def test_a_log_that_leaves_out_an_answer_fails_all_of_the_group() -> None:
+    with TestClient(create_app(ShortEngine(Config())), raise_server_exceptions=False) as client:
+        assert [client.post("/v1/events", json=event(n)).status_code for n in range(2)] == [503, 503]
+
+
+def test_a_call_that_leaves_out_an_answer_fails_all_of_the_group() -> None:
+    async def scenario() -> None:
+        lane = Gathering("events", lambda bodies: [b""] * (len(bodies) + 1), 1, 4)
+        with pytest.raises(RuntimeError, match="1 events got 2 answers"):
+            await asyncio.wait_for(lane.run(b"x"), 30)
+        assert lane.inside == 0
+        lane.close()
+
+    asyncio.run(scenario())

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from mainstem.evaluate.baselines import Baseline
 from mainstem.evaluate.metrics import score_slate
 from mainstem.evaluate.results import Restriction, Results
@@ -165,7 +167,7 @@ class Replay:
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Replace the file whole: a kill leaves the old one or the new one. Survives a killed process, not a power cut."""
     beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(state, separators=(",", ":")))
+    beside.write_bytes(msgspec.json.encode(state))
     os.replace(beside, path)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from mainstem.schema.errors import InvalidRecord
+from mainstem.schema.errors import InvalidRecord, LogError
 from mainstem.schema.ids import fresh_id
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Appended
@@ -22,7 +22,8 @@ from mainstem.serve import wire
 from mainstem.serve.body import Shape, first_byte, path_id, query_of
 from mainstem.serve.convert import entity_id, entity_out, notes_on, slate_out, to_entity, to_event, to_patch, to_request
 from mainstem.serve.engine import Engine, SharesCommits
-from mainstem.serve.faults import Fault
+from mainstem.serve.faults import Fault, TooFarBehind
+from mainstem.serve.lanes import Backlog
 from mainstem.serve.metrics import Metrics
 
 __all__ = ["Answers"]
@@ -66,6 +67,7 @@ class Answers:
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self.engine = engine
         self.metrics = metrics
+        self._backlog = Backlog(engine.lag, engine.config.serve.max_lag)
 
     # ---- writes --------------------------------------------------------------------------------
 
@@ -79,7 +81,10 @@ class Answers:
         assert isinstance(self.engine, SharesCommits)
         read = [_attempt(self._posted, raw) for raw in raws]
         batches = [posted.records for posted in read if isinstance(posted, _Posted) and posted.records]
-        outcomes = iter(self.engine.append_each(batches) if batches else [])
+        appended = self.engine.append_each(batches) if batches else []
+        if len(appended) != len(batches):
+            raise LogError(f"the log said what became of {len(appended)} batches, not of {len(batches)}")
+        outcomes = iter(appended)
         answers: list[bytes | Exception] = []
         for posted in read:
             if isinstance(posted, Exception):
@@ -93,6 +98,7 @@ class Answers:
         return answers
 
     def _posted(self, raw: bytes) -> _Posted:
+        self._keeps_up()
         config, now = self.engine.config, now_ms()
         match first_byte(raw):
             case b"[":
@@ -108,6 +114,7 @@ class Answers:
 
     def entities(self, raw: bytes) -> bytes:
         """One entity, a list, or `{"entities": [...]}`."""
+        self._keeps_up()
         config, now = self.engine.config, now_ms()
         match first_byte(raw):
             case b"[":
@@ -122,11 +129,13 @@ class Answers:
         return self._append("entity", entities, "entities[0]." if single else None)
 
     def patch(self, entity_type: str, entity: str, raw: bytes) -> bytes:
+        self._keeps_up()
         key = _key(entity_type, entity)
         patch = to_patch(_PATCH.decode(raw), *key, self.engine.config, now_ms())
         return self._append("patch", [patch], "entities[0].")
 
     def delete(self, entity_type: str, entity: str) -> bytes:
+        self._keeps_up()
         kind, name = _key(entity_type, entity)
         now = now_ms()
         record = EntityDelete(
@@ -140,7 +149,7 @@ class Answers:
         return self._append("delete", [record], "entities[0].")
 
     def erase(self, user: str) -> bytes:
-        """Forget the user (law 10)."""
+        """Forget the user (law 10). Never refused for a state that lags: few come, and none may be lost."""
         now = now_ms()
         record = Erase(
             record_id=fresh_id("erase"),
@@ -150,6 +159,14 @@ class Answers:
             tenant=self.engine.config.tenant,
         )
         return self._append("erase", [record], "erasures[0].")
+
+    def _keeps_up(self) -> None:
+        """Raises TooFarBehind, before anything is read or written."""
+        try:
+            self._backlog.check()
+        except TooFarBehind:
+            self.metrics.refused()
+            raise
 
     def _not_too_many(self, count: int, field: str) -> None:
         most = self.engine.config.serve.max_batch

@@ -7,7 +7,8 @@
 413  more than is accepted at once
 422  it can be read, but a field breaks the contract
 500  unforeseen: logged with a traceback under `request_id`
-503  not now: the log or a store is unavailable, or too much is waiting; `Retry-After` says when
+503  not now: the log or a store is unavailable, too much is waiting, or the state is too far behind the log;
+     `Retry-After` says when
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from litestar.exceptions import HTTPException, InternalServerException
 from mainstem.schema.errors import DeadlineExceeded, InvalidRecord, LogError, NotReady, StoreError
 from mainstem.schema.ids import fresh_id
 
-__all__ = ["Fault", "FaultBody", "answer", "explain", "fault_of", "nearest"]
+__all__ = ["Fault", "FaultBody", "TooFarBehind", "answer", "explain", "fault_of", "nearest"]
 
 logger = logging.getLogger("mainstem.serve")
 
@@ -55,6 +56,17 @@ class Fault(InvalidRecord):
         self.hint = hint
 
 
+class TooFarBehind(NotReady):
+    """The state is more records behind the log than is allowed: writes wait until it has caught up."""
+
+    def __init__(self, behind: int, most: int) -> None:
+        super().__init__(
+            f"nothing was written: the state is {behind} records behind the log, and at more than {most} writes are "
+            "refused until it has caught up"
+        )
+        self.behind = behind
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """`did you mean X?` for the closest of `known`, if any is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -68,6 +80,8 @@ def fault_of(error: Exception) -> tuple[int, Explanation]:
             return error.status, Explanation(field=error.field, reason=error.reason, hint=error.hint)
         case InvalidRecord():
             return 422, Explanation(field=error.field, reason=error.reason)
+        case TooFarBehind():  # one for every write while it lasts: the edge logs its begin and its end
+            return 503, Explanation(field="", reason=str(error), hint="try again")
         case StoreError() | LogError() | NotReady() | DeadlineExceeded():
             logger.warning("not available: %s: %s", type(error).__name__, error)
             return 503, Explanation(field="", reason=str(error) or "not available", hint="try again")

@@ -6,20 +6,28 @@ more at once: the client learns it now, not after its own deadline.
 
 Events have a lane that gathers: a thread takes all that waits and answers it together, so that 64 clients cost
 one commit and two changes of thread, not 64 of each.
+
+Before a write comes the check that the state keeps up: what is accepted faster than it is folded in, or while
+nothing folds it in at all, would fill the log while slates know nothing of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from mainstem.schema.errors import NotReady
+from mainstem.serve.faults import TooFarBehind
 
-__all__ = ["Gathering", "Lane"]
+__all__ = ["Backlog", "Gathering", "Lane"]
+
+logger = logging.getLogger("mainstem.serve")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,6 +64,47 @@ class Lane:
     def close(self) -> None:
         """Wait for what is running; refuse the rest."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+class Backlog:
+    """Refuses while the follower `state` is more than `most` records behind the log. Thread-safe.
+
+    `lag` (records behind, by follower) is asked at most every `every` seconds. In between the last answer holds, so
+    the bound may be passed by what arrives within that time.
+    """
+
+    def __init__(self, lag: Callable[[], Mapping[str, float]], most: int, every: float = 0.05) -> None:
+        self._lag, self._most, self._every = lag, most, every
+        self._asking = threading.Lock()
+        self._behind = 0
+        self._asked: float | None = None
+        self._full = False
+
+    def check(self) -> None:
+        """Raises TooFarBehind."""
+        # Whoever finds another asking goes on with the last answer, but for the very first.
+        if self._is_old() and self._asking.acquire(blocking=self._asked is None):
+            try:
+                if self._is_old():
+                    self._ask()
+            finally:
+                self._asking.release()
+        behind = self._behind
+        if behind > self._most:
+            raise TooFarBehind(behind, self._most)
+
+    def _is_old(self) -> bool:
+        return self._asked is None or time.monotonic() - self._asked >= self._every
+
+    def _ask(self) -> None:
+        self._behind = int(self._lag().get("state", 0))
+        self._asked = time.monotonic()
+        if (self._behind > self._most) != self._full:
+            self._full = not self._full
+            logger.warning(
+                "writes are %s: the state is %d records behind the log, at most %d are allowed",
+                "refused from now on" if self._full else "accepted again", self._behind, self._most,
+            )  # fmt: skip
 
 
 class _Waiting(NamedTuple):
@@ -99,6 +148,8 @@ class Gathering:
             group = self._gather(first)
             try:
                 outcomes = self._call([waiting.body for waiting in group])
+                if len(outcomes) != len(group):
+                    raise RuntimeError(f"{len(group)} {self._name} got {len(outcomes)} answers")
             except Exception as error:  # noqa: BLE001 - it is the answer to each of them; the thread lives on
                 outcomes = [error] * len(group)
             first.loop.call_soon_threadsafe(self._tell, group, outcomes)

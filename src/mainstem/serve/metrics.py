@@ -41,6 +41,11 @@ class Metrics:
         self._duplicates = Counter(
             "mainstem_records_duplicate", "Records whose id was known already.", ["record"], registry=registry
         )
+        self._refused = Counter(
+            "mainstem_writes_refused",
+            "Writes answered 503 because the state was further behind the log than serve.max_lag.",
+            registry=registry,
+        )
         self._lag = Gauge("mainstem_follower_lag", "How far a follower is behind the log.", ["follower"],
                           registry=registry)  # fmt: skip
 
@@ -60,6 +65,10 @@ class Metrics:
         """`record` is one of event, entity, patch, delete, erase."""
         self._accepted.labels(record).inc(appended.accepted)
         self._duplicates.labels(record).inc(appended.duplicates)
+
+    def refused(self) -> None:
+        """A write was refused because the state lags too far."""
+        self._refused.inc()
 
     def text(self, lag: Mapping[str, float]) -> bytes:
         """The exposition format, with the followers' lag as of now."""
