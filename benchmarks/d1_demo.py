@@ -132,7 +132,7 @@ def main() -> None:
     if given.data and given.data.exists():
         parser.error(f"{given.data} is there already: the figures are of a fresh run")
     with (
-        tempfile.TemporaryDirectory(prefix="d1-", dir=Path.cwd()) as fresh,
+        tempfile.TemporaryDirectory(prefix="d1-") as fresh,
         Bench("d1_demo", metric="NDCG@10, all products", goal=1.10, goal_is_ratio=True) as bench,
     ):
         measure(bench, arguments, given.data or Path(fresh) / "demo", save)

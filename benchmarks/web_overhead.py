@@ -209,7 +209,7 @@ def main() -> None:
         run(ReadyEngine(Config()), "127.0.0.1", 0, on_started=lambda url: print(url, flush=True))
         return
     with (
-        tempfile.TemporaryDirectory(prefix="web-", dir=Path.cwd()) as folder,
+        tempfile.TemporaryDirectory(prefix="web-") as folder,
         Bench("web_overhead", metric="CPU us a request, web layer / slate", goal=0.1, lower_is_better=True,
               goal_is_ratio=True) as bench,
     ):  # fmt: skip
