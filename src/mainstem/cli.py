@@ -45,6 +45,7 @@ app.command(datasets_app)
 app.command(config_app)
 
 ConfigFile = Annotated[Path, Parameter(name=["--config", "-c"], help="The configuration; defaults apply without one.")]
+WhileStdinOpen = Annotated[bool, Parameter(help="end when standard input closes, with the parent process")]
 DEFAULT = Path("mainstem.yaml")
 err = Console(stderr=True)
 
@@ -91,8 +92,15 @@ def ingest(
 
 
 @app.command
-def train(*, config: ConfigFile = DEFAULT, json_: Annotated[bool, Parameter(name="--json")] = False) -> None:
+def train(
+    *,
+    config: ConfigFile = DEFAULT,
+    json_: Annotated[bool, Parameter(name="--json")] = False,
+    while_stdin_open: WhileStdinOpen = False,
+) -> None:
     """Learn from the log and publish a snapshot; a server that runs takes it into use by itself."""
+    if while_stdin_open:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     from mainstem import curriculum
     from mainstem.assemble import open_log
 

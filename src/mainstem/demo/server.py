@@ -1,4 +1,4 @@
-"""`mainstem serve` as a process of its own, which ends with the one that started it."""
+"""`mainstem serve` and `mainstem train` as processes of their own, which end with the one that started them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from mainstem.schema.errors import MainstemError
 
-__all__ = ["ServerProcess"]
+__all__ = ["ServerProcess", "TrainingProcess"]
 
 PATIENCE = 600.0
 
@@ -84,6 +84,29 @@ class ServerProcess:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+
+
+class TrainingProcess:
+    """`mainstem train` for `config_file`; shows its progress on this process's stderr."""
+
+    def __init__(self, config_file: Path) -> None:
+        command = [sys.executable, "-m", "mainstem", "train", "--config", str(config_file), "--json"]
+        self._process = subprocess.Popen(
+            [*command, "--while-stdin-open"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def result(self) -> dict[str, Any]:
+        """Wait for it; what it printed. Raises MainstemError where it failed (it has said why)."""
+        assert self._process.stdout
+        assert self._process.stdin
+        said = self._process.stdout.read()
+        status = self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
+        if status != 0:
+            raise MainstemError(f"training ended with status {status}")
+        found: dict[str, Any] = json.loads(said.splitlines()[-1])
+        return found
 
 
 def _free_port() -> int:

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from mainstem import curriculum, datasets
+from mainstem import datasets
 from mainstem.assemble import open_log
 from mainstem.demo.baskets import Baskets, Split
 from mainstem.demo.client import HttpClient
-from mainstem.demo.server import ServerProcess
+from mainstem.demo.server import ServerProcess, TrainingProcess
 from mainstem.evaluate import Replay, ReplayDisplay, Results, default_baselines, final_table, load_state, save_state
 from mainstem.evaluate import write_report as write_html
 from mainstem.progress import Show, stages
@@ -60,12 +60,15 @@ class Demo:
             split = self._split(show)
             self._ingest(config, split, show)
         with ServerProcess(self.config_file, self.folder / "server.log", self.port) as server:
-            with stages(self.console) as show:
-                # The server brings its state up to date in its own process while this one trains.
-                version = self._train(config, show)
+            # Three processes now: the server brings its state up to date, one trains, this one teaches the baselines.
+            version = open_weights(storage_urls(config, self.folder).weights).latest("main").version
+            training = TrainingProcess(self.config_file) if version is None else None
+            replay, client = self._teach(server, split, config)
+            if training:
+                version = training.result()["version"]
             server.wait_ready(version)
             self.console.print(f"serving {version} at [link={server.url}/docs]{server.url}[/link]", highlight=False)
-            results = self._replay(server, split, config)
+            results = self._replay(replay, client, split)
             summary = {**results.summary(), "seconds": round(time.monotonic() - began, 1)}
             self._tell(server, results, split, config)
             if stay:
@@ -109,30 +112,15 @@ class Demo:
         finally:
             log.close()
 
-    def _train(self, config: Config, show: Show) -> str:
-        """Train, unless an earlier run has; the version."""
-        newest = open_weights(storage_urls(config, self.folder).weights).latest("main").version
-        if newest is not None:
-            return newest
-        log = open_log(config, self.folder)
-        try:
-            return curriculum.train(config, log, self.folder, show).version
-        finally:
-            log.close()
-
-    def _replay(self, server: ServerProcess, split: Split, config: Config) -> Results:
-        baselines = default_baselines()
+    def _teach(self, server: ServerProcess, split: Split, config: Config) -> tuple[Replay, HttpClient]:
+        """The replay, its baselines taught all that came before."""
         client = HttpClient(server.host, server.port, next(iter(config.canvases)))
-        replay = Replay(client, baselines)
-        with stages(self.console) as show:
-            live = self.baskets.live(split.cut)
-            taught = 0
-            for basket in self.baskets.past(split.cut):
-                replay.teach([basket])
-                taught += len(basket.items)
-                if taught % 1000 < len(basket.items):
-                    show("baselines learn the past", taught, split.past)
-            show("baselines learn the past", split.past, split.past)
+        replay = Replay(client, default_baselines())
+        replay.teach(self.baskets.past(split.cut))
+        return replay, client
+
+    def _replay(self, replay: Replay, client: HttpClient, split: Split) -> Results:
+        live = self.baskets.live(split.cut)
         saved = self.folder / "replay.json"
         if (state := load_state(saved)) is not None:
             replay.load(state)
