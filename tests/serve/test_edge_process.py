@@ -56,7 +56,7 @@ def test_metrics_count_what_happened(client: TestClient) -> None:
         'mainstem_degraded_total{stage="score"} 1.0',
         'mainstem_records_accepted_total{record="event"} 2.0',
         'mainstem_records_duplicate_total{record="event"} 1.0',
-        'mainstem_follower_lag{follower="state_records"} 3.0',
+        'mainstem_follower_lag{follower="state"} 3.0',
     ):
         assert line in lines
 

@@ -35,7 +35,7 @@ class Engine(Protocol):
         ...
 
     def lag(self) -> dict[str, float]:
-        """How far each follower is behind the log; the unit ends the name, as in `state_records`, `state_seconds`."""
+        """Records that each follower is behind the log, by its name: {"state": 12.0}."""
         ...
 
     def end(self) -> Position:
