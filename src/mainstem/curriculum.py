@@ -157,8 +157,13 @@ class Curriculum:
         kept = _sample([visit for visit in found if visit.time < cut], most, rng)
         kept += _sample([visit for visit in found if visit.time >= cut], max(most // 4, 1), rng)
         canvas = next(iter(self.config.canvases))
+        # Some are asked as by a stranger: of users without a past the log's own visits say next to nothing.
+        strangers = rng.random(len(kept)) < STRANGERS
         return [
-            StoredRequest(visit, Context(canvas=canvas, user=self.users[visit.user], time=visit.time)) for visit in kept
+            StoredRequest(
+                visit, Context(canvas=canvas, user=None if strange else self.users[visit.user], time=visit.time)
+            )
+            for visit, strange in zip(kept, strangers, strict=True)
         ]
 
     def replay(self, store: FeatureStore, model: ModelVersion) -> Replay:

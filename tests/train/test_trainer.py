@@ -50,12 +50,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_long_log_is_split_as_configured() -> None:
     config = TrainConfig(validation="14d", ranking_span="42d")
-    assert time_split(0, 365 * DAY, config) == ((365 - 56) * DAY, (365 - 14) * DAY)
+    assert time_split(np.arange(365, dtype=np.int64) * DAY + DAY - 1, config) == ((365 - 56) * DAY, (365 - 14) * DAY)
 
 
 @pytest.mark.parametrize("length", [1, 7, 10, 1000, MINUTE, 30 * DAY, 100 * DAY, 139 * DAY])
 def test_a_short_log_is_split_in_proportion(length: int) -> None:
-    start, cut = time_split(T0, T0 + length, TrainConfig())
+    times = np.append(T0 + np.arange(500) * length // 500, T0 + length - 1)
+    start, cut = time_split(times, TrainConfig())
     assert start <= cut <= T0 + length
     if length >= 10:
         assert start - T0 >= length // 2 - 1
@@ -63,12 +64,18 @@ def test_a_short_log_is_split_in_proportion(length: int) -> None:
         assert cut - start == min(length // 10 * 4, 42 * DAY)
 
 
+def test_a_few_events_of_today_after_an_import_of_old_ones_do_not_empty_the_split() -> None:
+    old = np.linspace(T0, T0 + 100 * DAY, 1000).astype(np.int64)
+    times = np.append(old, T0 + 1000 * DAY + np.arange(3))
+    start, cut = time_split(times, TrainConfig(validation="14d", ranking_span="42d"))
+    assert ((times >= cut).mean(), ((times >= start) & (times < cut)).mean()) == pytest.approx((0.1, 0.4), abs=0.03)
+
+
 def test_examples_are_asked_for_after_what_the_towers_learned(tmp_path: Path) -> None:
     source = Source(purchases(days=20))
     report = trainer(tmp_path).run(source)
     ((start, cut),) = source.asked
-    first, last = int(source.events.time[0]), int(source.events.time[-1]) + 1
-    assert (start, cut) == time_split(first, last, CONFIG.train)
+    assert (start, cut) == time_split(source.events.time, CONFIG.train)
     assert report.metrics["retrieval_recall@100"] == 1.0  # there are fewer than 100 items
     assert set(report.seconds) == {"towers", "replay", "ranking", "towers to the end"}
 
@@ -77,7 +84,7 @@ def test_towers_have_not_seen_the_time_of_the_examples(tmp_path: Path) -> None:
     """Change what happens after `start`: the towers that answer the replay's retrieval must stay the same."""
     seen = []
     events = purchases(days=20)
-    start, _ = time_split(int(events.time[0]), int(events.time[-1]) + 1, CONFIG.train)
+    start, _ = time_split(events.time, CONFIG.train)
     swapped = np.where(events.time >= start, np.roll(events.entity, 1), events.entity)
     changed = EventBatch(
         events.time, events.user, swapped, events.kind, events.value, events.session, events.place, events.offset,
@@ -104,7 +111,7 @@ def test_too_little_says_what_is_missing(tmp_path: Path) -> None:
     run = trainer(tmp_path).run
     with pytest.raises(NotReady, match="no events of interest"):
         run(Source(EventBatch.of([])))
-    with pytest.raises(NotReady, match=r"only \d+ requests to learn from, at least 20"):
+    with pytest.raises(NotReady, match=r"only \d+ visits from .* at least 20 requests"):
         run(Source(purchases(days=1)))
     events = purchases()
 

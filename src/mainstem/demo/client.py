@@ -67,7 +67,7 @@ class HttpClient:
             self._connection.request(method, path, None if body is None else json.dumps(body))
             response = self._connection.getresponse()
             answer = response.read()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise MainstemError(f"the server at {self.host}:{self.port} went away ({error})") from error
         if response.status >= 300:
             raise MainstemError(f"{method} {path} answered {response.status}: {answer[:500].decode(errors='replace')}")

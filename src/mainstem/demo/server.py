@@ -15,7 +15,7 @@ from typing import Any
 
 from mainstem.schema.errors import MainstemError
 
-__all__ = ["ServerProcess", "TrainingProcess"]
+__all__ = ["ServerProcess", "TrainingProcess", "check_port"]
 
 PATIENCE = 600.0
 
@@ -50,7 +50,10 @@ class ServerProcess:
             if self._process.poll() is not None:
                 raise MainstemError(f"the server ended with status {self._process.returncode}: see {self.log_file}")
             ready, said = self._readiness()
-            if ready and (model is None or model in json.dumps(said)):
+            parts = said.get("parts", {})
+            if model is not None and (why := parts.get("refused models", {}).get(model)):
+                raise MainstemError(f"the server does not take {model} into use: {why}")
+            if ready and (model is None or parts.get("model") == model):
                 return said
             time.sleep(0.2)
         raise MainstemError(f"the server was not ready in {PATIENCE:.0f} s ({said}): see {self.log_file}")
@@ -107,6 +110,16 @@ class TrainingProcess:
             raise MainstemError(f"training ended with status {status}")
         found: dict[str, Any] = json.loads(said.splitlines()[-1])
         return found
+
+
+def check_port(port: int, host: str = "127.0.0.1") -> None:
+    """Raises MainstemError where something listens on `port` already: better told before the work than after it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise MainstemError(f"port {port} is not free ({error.strerror}); --port 0 picks one that is") from error
 
 
 def _free_port() -> int:

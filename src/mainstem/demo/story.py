@@ -16,7 +16,7 @@ from mainstem import datasets
 from mainstem.assemble import open_log
 from mainstem.demo.baskets import Baskets, Split
 from mainstem.demo.client import HttpClient
-from mainstem.demo.server import ServerProcess, TrainingProcess
+from mainstem.demo.server import ServerProcess, TrainingProcess, check_port
 from mainstem.evaluate import Replay, ReplayDisplay, Results, default_baselines, final_table, load_state, save_state
 from mainstem.evaluate import write_report as write_html
 from mainstem.progress import Show, stages
@@ -24,7 +24,7 @@ from mainstem.schema.config import Config
 from mainstem.schema.config_file import load, storage_urls
 from mainstem.schema.errors import StoreError
 from mainstem.schema.records import LogRecord
-from mainstem.schema.time import iso
+from mainstem.schema.time import SECOND, iso
 from mainstem.weights import open as open_weights
 
 __all__ = ["Demo"]
@@ -51,6 +51,7 @@ class Demo:
     def run(self, *, stay: bool) -> dict[str, Any]:
         """The whole story; the summary of `Results`. `stay`: leave the server running until Ctrl-C."""
         began = time.monotonic()
+        check_port(self.port)
         if self.fresh:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,12 @@ class Demo:
         settings = {**self.dataset.config, "data": "data"}
         if self.quick:
             settings["train"] = {**dict(settings.get("train", {})), "ranking_slates": 1_000}  # type: ignore[call-overload]
-        self.config_file.write_text(yaml.safe_dump(settings, sort_keys=False))
+        text = yaml.safe_dump(settings, sort_keys=False)
+        if self.config_file.exists() and self.config_file.read_text() != text:
+            self.console.print("the demo's configuration has changed since its last run: starting over")
+            shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True)
+        self.config_file.write_text(text)
         return load(self.config_file)
 
     def _split(self, show: Show) -> Split:
@@ -147,13 +153,17 @@ class Demo:
         self.console.print(f"report with plots: {report.resolve()}", highlight=False)
 
     def _leave_running(self, server: ServerProcess, split: Split) -> None:
-        user = self.baskets.live(split.cut)[0]
-        self.console.print(f"\nThe server goes on at {server.url} until Ctrl-C. API docs: {server.url}/docs\nTry:\n")
+        live = self.baskets.live(split.cut)
+        basket, now = live[0], iso(live[-1].time + SECOND)
+        self.console.print(
+            f"\nThe server goes on at {server.url} until Ctrl-C. API docs: {server.url}/docs\n"
+            f"For it, it is {now}, just after the last basket. Try:\n"
+        )
+        event = f'{{"user": "{basket.user}", "kind": "{basket.events[0].kind}", "entity": "{basket.items[0]}", '
         lines = (
-            f"curl '{server.url}/v1/users/{user.user}/slate?canvas=home&limit=5'",
-            f"curl '{server.url}/v1/items/{user.items[0]}/similar?limit=5'",
-            f"curl -X POST {server.url}/v1/events -d "
-            f"""'{{"user": "{user.user}", "kind": "{user.events[0].kind}", "entity": "{user.items[0]}"}}'""",
+            f"curl '{server.url}/v1/users/{basket.user}/slate?canvas=home&limit=5&time={now}'",
+            f"curl '{server.url}/v1/items/{basket.items[0]}/similar?limit=5&time={now}'",
+            f'curl -X POST {server.url}/v1/events -d \'{event}"time": "{now}"}}\'',
         )
         for line in lines:
             self.console.print("  " + line, soft_wrap=True, highlight=False)

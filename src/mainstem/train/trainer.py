@@ -29,7 +29,7 @@ from mainstem.schema.errors import Incompatible, NotReady, StoreError
 from mainstem.schema.examples import Examples
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Catalog
-from mainstem.schema.time import parse_duration
+from mainstem.schema.time import iso, parse_duration
 from mainstem.train.ranking import RankingFit, fit_ranker
 from mainstem.train.retrieval import Positives, RetrievalTrainer
 from mainstem.train.threads import torch_threads
@@ -41,6 +41,8 @@ __all__ = ["ExampleSource", "Trainer", "TrainingReport", "new_towers", "restore"
 
 # The least that says anything: with fewer examples the network would learn noise.
 LEAST_SLATES = 20
+# Shares of the events that the validation and the ranking stretch hold at least.
+LEAST_VALIDATION, LEAST_RANKING = 0.01, 0.02
 RECALL_SAMPLE = 2_000
 
 
@@ -100,7 +102,7 @@ class Trainer:
             raise NotReady(
                 "there are no events of interest to learn from yet: ingest some, or check `events` in the file"
             )
-        start, cut = time_split(int(positives.time.min()), int(positives.time.max()) + 1, config)
+        start, cut = time_split(positives.time, config)
         towers = new_towers(self.config, self.catalog)
         retrieval = RetrievalTrainer(towers, positives, self.config.model, config)
         clock = time.monotonic()
@@ -114,7 +116,7 @@ class Trainer:
         with torch_threads(1):  # a request's matrices are small
             train, valid = source.examples(towers, start, cut, lambda done, total: progress("replay", done, total))
         clock = _lap(report, "replay", clock)
-        _enough(train, valid)
+        _enough(train, valid, start, cut)
         ranker = self._train_ranker(source, train, valid, report, progress)
         clock = _lap(report, "ranking", clock)
         rest = np.flatnonzero(positives.time >= start)
@@ -206,15 +208,27 @@ class Trainer:
         return int(state["epochs"])
 
 
-def time_split(first: int, last: int, config: TrainConfig) -> tuple[int, int]:
-    """(start, cut): ranking examples come from [start, cut), validation from [cut, last); towers learn before start.
+def time_split(times: NDArray[np.int64], config: TrainConfig) -> tuple[int, int]:
+    """(start, cut): ranking examples come from [start, cut), validation from `cut` on; towers learn before start.
 
-    first, last: ms, the time of the first event of interest and one after the last.
+    times int64 [n], ms: of the events of interest, n >= 1. The configured stretches count back from the newest one.
+    Short logs are split in proportion, and so are logs with a gap: where a stretch holds hardly any events (a few
+    of today after an import of old ones, say), it is widened to a share of the events.
     """
+    times = np.sort(times)
+    first, last = int(times[0]), int(times[-1]) + 1
     tenth = (last - first) // 10
-    validation = min(parse_duration(config.validation), tenth)
-    span = min(parse_duration(config.ranking_span), max(tenth, 1) * 4)
-    return last - validation - span, last - validation
+
+    def held(begin: int, end: int) -> float:
+        return float(np.diff(np.searchsorted(times, [begin, end]))[0]) / len(times)
+
+    cut = last - min(parse_duration(config.validation), tenth)
+    if held(cut, last) < LEAST_VALIDATION:
+        cut = int(times[int(0.9 * len(times))])
+    start = cut - min(parse_duration(config.ranking_span), max(tenth, 1) * 4)
+    if held(start, cut) < LEAST_RANKING:
+        start = int(times[int(0.5 * len(times))])
+    return start, cut
 
 
 def restore(snapshot: Snapshot, config: Config, catalog: Catalog) -> tuple[Towers, Ranker]:
@@ -249,17 +263,18 @@ def _new_ranker(config: Config, inputs: int) -> Ranker:
     return Ranker(RankerConfig(features=inputs, heads=heads, hidden=tuple(config.model.hidden)))
 
 
-def _enough(train: Examples, valid: Examples) -> None:
-    """Raises NotReady, saying what is missing."""
+def _enough(train: Examples, valid: Examples, start: int, cut: int) -> None:
+    """Raises NotReady, saying what is missing and where it was looked for."""
     if len(train) < LEAST_SLATES:
         raise NotReady(
-            f"only {len(train)} requests to learn from, at least {LEAST_SLATES} are needed: ingest more events of the "
-            "kinds that `heads` names, over a longer time"
+            f"only {len(train)} visits from {iso(start)[:10]} to {iso(cut)[:10]} had a candidate that was taken, "
+            f"and at least {LEAST_SLATES} requests are needed to learn from: ingest more events of the kinds that "
+            "`heads` names, about entities that the catalogue has, or set a longer `train.ranking_span`"
         )
     if not len(valid):
         raise NotReady(
-            "no requests to validate on in the last stretch of the log: ingest newer events of the kinds that `heads` "
-            "names, or set a longer `train.validation`"
+            f"no visits to validate on from {iso(cut)[:10]} on: ingest newer events of the kinds that `heads` names, "
+            "or set a longer `train.validation`"
         )
 
 
