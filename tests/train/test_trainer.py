@@ -172,7 +172,9 @@ def test_a_changed_configuration_is_incompatible_and_says_what_to_do(whole: Path
 
 def test_a_configuration_without_items_trains_on_the_types_it_has() -> None:
     kinds = {"film": EntityTypeConfig(attributes={"genre": "category", "year": "number"}), "user": EntityTypeConfig()}
-    config = Config.model_validate({"entities": {k: v.model_dump() for k, v in kinds.items()}, "canvases": {}})
+    config = Config.model_validate(
+        {"entities": {k: v.model_dump() for k, v in kinds.items()}, "canvases": {"home": {"entity_type": "film"}}}
+    )
     assert new_towers(config, catalog_of()).attributes == ("genre",)
 
 

@@ -18,6 +18,8 @@ LIVE = 28 * DAY
 # Where the last four weeks hold less than this part of the events, the last part of this size is live.
 LEAST_LIVE = 0.02
 SHARE = 0.1
+# Sets of fewer events are quick as they are.
+LARGE = 300_000
 # Events of a user without a session belong to one basket while less than this passes between them.
 GAP = 30 * MINUTE
 
@@ -32,11 +34,11 @@ class Split:
 
 
 class Baskets:
-    """`quick` keeps a tenth of the users, by a hash of their id, and the whole catalogue."""
+    """`quick` keeps a tenth of a large set's users, by a hash of their id, and the whole catalogue."""
 
     def __init__(self, dataset: Dataset, quick: bool = False) -> None:
         self.records = dataset.load()
-        self.quick = quick
+        self.quick = quick and dataset.counts.events > LARGE
 
     def entities(self) -> Iterator[Entity]:
         return self.records.entities()

@@ -42,7 +42,7 @@ __all__ = ["ExampleSource", "Trainer", "TrainingReport", "new_towers", "restore"
 # The least that says anything: with fewer examples the network would learn noise.
 LEAST_SLATES = 20
 # Shares of the events that the validation and the ranking stretch hold at least.
-LEAST_VALIDATION, LEAST_RANKING = 0.01, 0.02
+LEAST_VALIDATION, LEAST_RANKING = 0.01, 0.05
 RECALL_SAMPLE = 2_000
 
 
