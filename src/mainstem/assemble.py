@@ -9,10 +9,12 @@ What training needs is put together from the same pieces in `curriculum.py`.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,8 @@ import numpy as np
 
 from mainstem import catalog as catalogs
 from mainstem import eventlog, features, index, slates, text, weights
+from mainstem.catalog import EventEntities, MemoryCatalog
+from mainstem.eventlog.connections import lock_writer
 from mainstem.models import numpy_scorer
 from mainstem.rank import ModelVersion, Pipeline
 from mainstem.rank.question import Question
@@ -31,7 +35,7 @@ from mainstem.refresh import Follower, ModelKeeper
 from mainstem.refresh.follower import Sink
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import storage_urls
-from mainstem.schema.errors import Incompatible, MainstemError, NotReady
+from mainstem.schema.errors import Incompatible, MainstemError, NotReady, StoreError
 from mainstem.schema.ids import digest128, key64
 from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats, Log, VectorIndex
 from mainstem.schema.records import Context, Entity, Served, Slate
@@ -42,7 +46,17 @@ from mainstem.train import Towers
 from mainstem.train.trainer import restore
 from mainstem.weights import Snapshots
 
-__all__ = ["ContentVectors", "Parts", "assemble", "backfill", "fingerprint", "model_of", "open_log", "sources_of"]
+__all__ = [
+    "BackfillReport",
+    "ContentVectors",
+    "Parts",
+    "assemble",
+    "backfill",
+    "fingerprint",
+    "model_of",
+    "open_log",
+    "sources_of",
+]
 
 # Width of the content vectors: hashed words and word parts.
 CONTENT_DIM = 128
@@ -67,12 +81,13 @@ class Parts:
     pool: ThreadPoolExecutor
 
     def close(self) -> None:
-        self.recorder.close()
-        self.keeper.stop()
-        self.follower.stop()
-        self.pool.shutdown(wait=True)
-        for part in (self.features, self.catalog, self.kept, self.log):
-            part.close()
+        with ExitStack() as stack:  # the last named goes first; one that fails keeps no other open
+            for part in (self.log, self.kept, self.catalog, self.features):
+                stack.callback(part.close)
+            stack.callback(self.pool.shutdown, wait=True)
+            stack.callback(self.follower.stop)
+            stack.callback(self.keeper.stop)
+            stack.callback(self.recorder.close)
 
 
 def assemble(config: Config, base: Path = Path(), *, claim: bool = False) -> Parts:
@@ -80,13 +95,22 @@ def assemble(config: Config, base: Path = Path(), *, claim: bool = False) -> Par
 
     `claim`: be the log's writer from the start, so that a second server fails here and not at its first event.
     """
+    with ExitStack() as undo:
+        parts = _wire(config, base, claim, undo)
+        undo.pop_all()
+    return parts
+
+
+def _wire(config: Config, base: Path, claim: bool, undo: ExitStack) -> Parts:
+    """The parts; `undo` closes what was opened, should a later step fail."""
     urls = storage_urls(config, base)
-    log = open_log(config, base, claim=claim)
-    catalog, store = _open_state(config, urls.state)
-    kept = slates.open(f"{urls.state}/slates")
+    log = undo.enter_context(closing(open_log(config, base, claim=claim)))
+    catalog, store = _open_state(config, urls.state, undo)
+    kept = undo.enter_context(closing(slates.open(f"{urls.state}/slates")))
     snapshots = weights.open(urls.weights)
     # One search runs in the request's own thread, the others beside it as far as there are cores.
     pool = ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 2), thread_name_prefix="search")
+    undo.callback(pool.shutdown)
     keeper = ModelKeeper(snapshots, partial(_load, config, catalog, store, snapshots), _touch)
     content = ContentVectors.open(config, catalog)
     sources = sources_of(config, keeper.current, content)
@@ -94,8 +118,9 @@ def assemble(config: Config, base: Path = Path(), *, claim: bool = False) -> Par
     pipeline = Pipeline(config, catalog, store, sources, keeper.current, last_good, _pool_of(pool))
     sinks: list[Sink] = [keeper.entities_changed, *([content.entities_changed] if content else [])]
     follower = Follower(
-        log, catalog, store, sinks, forget=[kept.forget], sweeps=[kept.expire], place_extra=config.features.place
-    )
+        log, catalog, store, sinks, forget=[kept.forget], sweeps=[kept.expire], entities=EventEntities.of(config),
+        place_extra=config.features.place,
+    )  # fmt: skip
 
     def keep(served: Served) -> None:
         kept.keep(served.tenant, served.slate.canvas, served.user, served.slate, served.time)
@@ -110,38 +135,85 @@ def open_log(config: Config, base: Path = Path(), *, claim: bool = False) -> Log
     return eventlog.open(urls.log, history=urls.history, config=config.log, claim=claim)
 
 
-def backfill(config: Config, base: Path, progress: Callable[[int, int], None]) -> int:
-    """Rebuild catalogue and feature state from the log beside the ones in use, then switch; records read.
+@dataclass(frozen=True, slots=True)
+class BackfillReport:
+    """What a backfill did. `restart_needed`: a process that writes the log runs, on the state that was replaced."""
 
-    A server that runs goes on with the old state until it is restarted (law 11).
+    records: int
+    restart_needed: bool
+
+
+def backfill(config: Config, base: Path, progress: Callable[[int, int], None]) -> BackfillReport:
+    """Rebuild catalogue and feature state from the log beside the ones in use, then switch; slates are kept.
+
+    A server that runs goes on with the old state until it is restarted (law 11). Raises StoreError where another
+    backfill runs, or where the log cannot be read to its end; the state in use then stays as it is.
     """
     urls = storage_urls(config, base)
     scheme, _, path = urls.state.partition("://")
     if scheme != "lmdb":
         raise MainstemError(f"backfill rebuilds state in a folder (lmdb://); {urls.state} is not one")
     state, new, old = Path(path), Path(path + ".new"), Path(path + ".old")
-    shutil.rmtree(new, ignore_errors=True)
-    log = open_log(config, base)
-    catalog, store = _open_state(config, f"lmdb://{new}")
-    try:
-        follower = Follower(log, catalog, store, place_extra=config.features.place, name="backfill")
-        follower.catch_up(progress)
-        count = follower.position.offset()
-        log.unfollow(follower.name)
-    finally:
-        for part in (store, catalog, log):
-            part.close()
+    with _alone(Path(path + ".backfill.lock")):
+        shutil.rmtree(new, ignore_errors=True)
+        erased: list[tuple[str, str]] = []
+        with ExitStack() as opened:
+            log = opened.enter_context(closing(open_log(config, base)))
+            catalog, store = _open_state(config, f"lmdb://{new}", opened)
+            follower = Follower(
+                log, catalog, store, forget=[lambda user, tenant: erased.append((user, tenant))],
+                entities=EventEntities.of(config), place_extra=config.features.place, name="backfill",
+            )  # fmt: skip
+            opened.callback(log.unfollow, follower.name)
+            follower.catch_up(progress)
+        _switch(state, new, old)
+        if erased and (state / "slates").exists():
+            # The state that was replaced may not have come as far as these erasures, the new one is past them.
+            with closing(slates.open(f"{urls.state}/slates")) as kept:
+                for user, tenant in dict.fromkeys(erased):
+                    kept.forget(user, tenant)
+        return BackfillReport(follower.position.offset(), _is_written(urls.log))
+
+
+def _switch(state: Path, new: Path, old: Path) -> None:
+    """`new` becomes the state, with the slates of the one that it replaces."""
     shutil.rmtree(old, ignore_errors=True)
     if state.exists():
         state.rename(old)
     new.rename(state)
+    if (old / "slates").exists():
+        (old / "slates").rename(state / "slates")
     shutil.rmtree(old, ignore_errors=True)
-    return count
 
 
-def _open_state(config: Config, url: str) -> tuple[Catalog, FeatureStore]:
-    catalog = catalogs.open(f"{url}/catalog", entities=config.entities)
-    return catalog, features.open(f"{url}/features", config, catalog)
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold `lock`, which goes with the process. Raises StoreError where it is held."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreError(f"another backfill is running ({lock} is held): wait for it, or stop it") from None
+        yield
+
+
+def _is_written(url: str) -> bool:
+    """Does a process hold the writer's lock of the log?"""
+    if not url.startswith("sqlite:"):
+        return False
+    try:
+        held = lock_writer(eventlog.path_of(url, "sqlite"))
+    except StoreError:
+        return True
+    os.close(held)
+    return False
+
+
+def _open_state(config: Config, url: str, undo: ExitStack) -> tuple[MemoryCatalog, FeatureStore]:
+    """Catalogue and features; `undo` closes them."""
+    catalog = undo.enter_context(closing(catalogs.open(f"{url}/catalog", entities=config.entities)))
+    return catalog, undo.enter_context(closing(features.open(f"{url}/features", config, catalog)))
 
 
 def _pool_of(pool: ThreadPoolExecutor) -> Executor | None:
@@ -213,7 +285,8 @@ def sources_of(
 
 def fingerprint(config: Config, store: FeatureStore) -> str:
     """Of everything a snapshot's networks depend on (law 11)."""
-    definition = f"{store.fingerprint} {config.heads!r} {config.model!r} {config.entities!r}"
+    entities = {name: (kind.attributes, kind.text) for name, kind in config.entities.items()}
+    definition = f"{store.fingerprint} {config.heads!r} {config.model!r} {entities!r}"
     return digest128(definition).hex()
 
 

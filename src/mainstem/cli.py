@@ -19,6 +19,8 @@ from mainstem.progress import stages
 from mainstem.schema.errors import MainstemError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mainstem.loop import Loop
     from mainstem.schema.config import Config
 
@@ -48,6 +50,9 @@ ConfigFile = Annotated[Path, Parameter(name=["--config", "-c"], help="The config
 WhileStdinOpen = Annotated[bool, Parameter(help="end when standard input closes, with the parent process")]
 DEFAULT = Path("mainstem.yaml")
 err = Console(stderr=True)
+# Unknown kinds that are told one by one, the most frequent first.
+KINDS_TOLD = 10
+MOST_DAYS = 36_500
 
 
 @app.command
@@ -67,6 +72,7 @@ def ingest(
     *,
     map: Annotated[list[str] | None, Parameter(help="FIELD=COLUMN, e.g. --map user=household_id; repeatable")] = None,
     kind: Annotated[str | None, Parameter(help="kind of all events, where no column says it")] = None,
+    allow_unknown_kinds: Annotated[bool, Parameter(help="take a --kind that `events` does not name")] = False,
     rejects: Annotated[Path | None, Parameter(help="where bad rows go; FILE.rejects.jsonl by default")] = None,
     config: ConfigFile = DEFAULT,
 ) -> None:
@@ -74,21 +80,34 @@ def ingest(
 
     A bad row is set aside with its reason and the rest goes in. Running it again adds nothing twice.
     """
-    from mainstem.datasets.files import ingest_file
+    from mainstem.datasets.files import existing, ingest_file, known_kinds
 
+    existing(file)
+    settings = _config(config)
+    if kind is not None and kind not in known_kinds(settings) and not allow_unknown_kinds:
+        raise MainstemError(
+            f"--kind: kind {kind!r} {_not_among(kind, settings)}\n  --allow-unknown-kinds takes it all the same"
+        )
     mapping = dict(pair.split("=", 1) for pair in map or [] if "=" in pair)
     if len(mapping) != len(map or []):
         raise MainstemError("--map wants FIELD=COLUMN, as in --map user=household_id")
     set_aside = rejects or file.with_name(file.name + ".rejects.jsonl")
     with _loop(config) as loop, stages(err) as show:
         report = ingest_file(
-            file, loop.append, mapping=mapping, kind=kind, rejects=set_aside,
+            file, loop.append, mapping=mapping, kind=kind, config=settings, rejects=set_aside,
             progress=lambda done, total: show("events", done, total),
         )  # fmt: skip
         loop.catch_up(show)
     print(f"{report.accepted:,} events in, {report.duplicates:,} known before, {report.rejected:,} set aside")
     if report.rejected:
         print(f"rows set aside, with reasons: {set_aside}")
+    for strange, count in list(report.unknown_kinds.items())[:KINDS_TOLD]:
+        print(f"{count:,} of kind {strange!r} count for nothing: it {_not_among(strange, settings)}")
+    if (more := len(report.unknown_kinds) - KINDS_TOLD) > 0:
+        print(f"{more:,} more kinds are unknown, of {sum(report.unknown_kinds.values()):,} events in all")
+    if not report.accepted + report.duplicates:
+        why = f"; {report.reasons[0]}" if report.reasons else ": it holds no rows"
+        raise MainstemError(f"nothing of {file} went into the log{why}")
 
 
 @app.command
@@ -145,7 +164,7 @@ def serve(
         settings = loop.config.serve
         run(
             loop, host or settings.host, settings.port if port is None else port,
-            on_started=lambda url: err.print(f"serving at {url}; API docs at {url}/docs", highlight=False),
+            on_started=lambda url: _say(f"serving at {url}; API docs at {url}/docs"),
         )  # fmt: skip
 
 
@@ -155,8 +174,10 @@ def backfill(*, config: ConfigFile = DEFAULT) -> None:
     from mainstem.assemble import backfill as rebuild
 
     with stages(err) as show:
-        count = rebuild(_config(config), config.parent, lambda done, total: show("backfill", done, total))
-    print(f"rebuilt from {count:,} records of the log")
+        report = rebuild(_config(config), config.parent, lambda done, total: show("backfill", done, total))
+    print(f"rebuilt from {report.records:,} records of the log")
+    if report.restart_needed:
+        print("a server or an ingest is running on the old state: start it again to use the new one")
 
 
 @app.command
@@ -169,6 +190,10 @@ def evaluate(
     json_: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Train on all but the end of the log, replay the end, and compare with baselines: table, JSON, plots."""
+    if not 0 < days <= MOST_DAYS:  # not true of nan either
+        raise MainstemError(f"--days: {days:g} must be above 0 and at most {MOST_DAYS:,}")
+    if most < 1:
+        raise MainstemError(f"--most: {most} must be at least 1")
     from mainstem.assemble import open_log
     from mainstem.evaluation import evaluate_log
 
@@ -178,7 +203,7 @@ def evaluate(
         evaluation, _ = evaluate_log(settings, log, days=days, most=most, progress=show)
     log.close()
     if report:
-        err.print(f"wrote {', '.join(str(path) for path in evaluation.write(report))}", highlight=False)
+        _say(f"wrote {', '.join(str(path) for path in evaluation.write(report))}")
     if json_:
         print(evaluation.json())
     else:
@@ -189,7 +214,7 @@ def evaluate(
 def demo(
     *,
     dataset: Annotated[str, Parameter(help="completejourney, ml-latest-small, ml-100k, ...")] = "completejourney",
-    quick: Annotated[bool, Parameter(help="a tenth of the households: two minutes instead of ten")] = False,
+    quick: Annotated[bool, Parameter(help="a tenth of a large set's users: two minutes instead of ten")] = False,
     exit: Annotated[bool, Parameter(help="end after the replay instead of leaving the server running")] = False,
     json_: Annotated[bool, Parameter(name="--json", help="print one line of JSON at the end")] = False,
     data: Annotated[Path | None, Parameter(help="where the demo keeps its log, state and weights")] = None,
@@ -242,12 +267,15 @@ def datasets_ingest(name: str, *, config: ConfigFile = DEFAULT) -> None:
 
 
 @config_app.command(name="check")
-def config_check(path: Path = DEFAULT) -> None:
-    """Read a configuration and say what is wrong with it, line by line."""
+def config_check(path: Path | None = None) -> None:
+    """Read a configuration (mainstem.yaml if none is named) and say what is wrong with it, line by line."""
     from mainstem.schema.config_file import load
 
-    loaded = load(path)
-    print(f"{path}: fine; canvases: {', '.join(loaded.canvases)}; heads: {', '.join(loaded.heads)}")
+    if path is not None and not path.exists():
+        raise MainstemError(f"there is no {path}; `mainstem init {path}` writes one")
+    loaded = load(path or DEFAULT)
+    found = path or (DEFAULT if DEFAULT.exists() else f"no {DEFAULT} here, the defaults apply")
+    print(f"{found}: fine; canvases: {', '.join(loaded.canvases)}; heads: {', '.join(loaded.heads)}")
 
 
 @config_app.command(name="schema")
@@ -275,20 +303,37 @@ def _config(path: Path) -> Config:
     return load(path)
 
 
+def _not_among(kind: str, config: Config) -> str:
+    from mainstem.datasets.files import known_kinds
+    from mainstem.schema.config_file import nearest
+
+    known = known_kinds(config)
+    return f"is not among events;{nearest(kind, known)} known: {', '.join(known)}"
+
+
+def _say(text: str) -> None:
+    """`text` on stderr as it is: paths and what files hold may look like rich's markup, and lines stay whole."""
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _loop(path: Path, follow: bool = False) -> Loop:
     from mainstem.loop import Loop
 
     return Loop(_config(path), path.parent, follow=follow)
 
 
-def main() -> None:
-    """The `mainstem` command: errors raised on purpose are one message and exit status 1."""
+def main(words: Sequence[str] | None = None) -> None:
+    """The `mainstem` command, with the process's arguments or `words`.
+
+    Errors raised on purpose are one message and exit status 1.
+    """
     # numpy's products here are small; more threads only make them wait for each other. Read when numpy loads.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        app()
+        app(sys.argv[1:] if words is None else words)
     except MainstemError as error:
-        err.print(f"[bold red]mainstem:[/] {error}", highlight=False)
+        err.print("mainstem:", style="bold red", end=" ")
+        _say(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

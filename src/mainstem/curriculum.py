@@ -94,9 +94,9 @@ class Curriculum:
         join: Attribution | None = None
         erased: dict[int, int] = {}  # user -> offset of the erasure
         seen, end, parts = START, self.position.offset(), list[EventBatch]()
-        place = self.config.features.place
+        place, known = self.config.features.place, catalogs.EventEntities.of(self.config)
         while seen.offset() < end and (batch := log.read(seen, 50_000)).records:
-            self.catalog.write([r for r in batch.records if not isinstance(r, Event)], batch.next)
+            self.catalog.write(known.records(batch.records, self.catalog), batch.next)
             pairs = [(r, o) for r, o in zip(batch.records, batch.offsets, strict=True) if isinstance(r, Event)]
             events = [record for record, _ in pairs]
             columns = EventBatch.of(events, [offset for _, offset in pairs], place_extra=place)

@@ -10,6 +10,7 @@ Served --> log <--serve-- Slate <--rank (retrieve, filter, score, order)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -43,12 +44,16 @@ class Loop:
         self.config, self.base = config, base
         self.parts: Parts = assemble(config, base, claim=follow)
         self.following = follow
-        self.parts.keeper.refresh()
-        if follow:
-            # The first request pays for what is compiled and mapped on first use; let it be this one.
-            self.parts.pipeline.answer(SlateRequest(context=Context(canvas=next(iter(config.canvases))), shown=False))
-            self.parts.follower.start()
-            self.parts.keeper.start()
+        with ExitStack() as undo:
+            undo.callback(self.parts.close)
+            self.parts.keeper.refresh()
+            if follow:
+                # The first request pays for what is compiled and mapped on first use; let it be this one.
+                first = Context(canvas=next(iter(config.canvases)))
+                self.parts.pipeline.answer(SlateRequest(context=first, shown=False))
+                self.parts.follower.start()
+                self.parts.keeper.start()
+            undo.pop_all()
 
     # ---- event -> log ----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import pytest
 
 from mainstem import eventlog
 from mainstem.datasets.files import ingest_file
+from mainstem.schema.config import Config
 from mainstem.schema.errors import ConfigError, DatasetError, InvalidRecord, TooFarAhead
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Appended
@@ -119,9 +120,8 @@ TIMES = [
     (f" {AT // 1000} ", AT),
     ("1512380000.5", AT + 500),
     (99_999_999_999, 99_999_999_999_000),
-    (100_000_000_000, 100_000_000_000),
-    (0, 0),
-    (-1, -1000),
+    (631_152_000, 631_152_000_000),
+    (631_152_000_000, 631_152_000_000),
 ]
 
 
@@ -158,11 +158,104 @@ def test_early_timestamps_are_not_taken_for_seconds(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "e.parquet")
     log = Memory()
     ingest_file(tmp_path / "e.parquet", log)
-    assert log.list[0].time == 86_400_000
+    assert log.list == []
+    assert ingest_file(tmp_path / "e.parquet", log).reasons == ("row 1: time: 1970-01-02 lies before 1990",)
+
+
+HINT = "lies before 1990; milliseconds, not seconds? a thousand times as much is"
+BEFORE_1990 = [
+    (0, "1970-01-01 lies before 1990"),
+    (-1, "1969-12-31 lies before 1990"),
+    (631_151_999, "1989-12-31 lies before 1990"),
+    (100_000_000_000, "1973-03-03 lies before 1990"),
+    ("1066-10-14", "1066-10-14 lies before 1990"),
+    ("1970-01-18T12:06:20Z", f"1970-01-18 {HINT} 2017-12-04"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "reason"), BEFORE_1990)
+def test_times_before_1990_are_set_aside(tmp_path: Path, given: object, reason: str) -> None:
+    path = write(tmp_path / "e.jsonl", json.dumps({"user": "u", "kind": "k", "time": given}))
+    report = ingest_file(path, Memory())
+    assert (report.accepted, report.reasons) == (0, (f"line 1: time: {reason}",))
+
+
+CONFIG = Config.model_validate(
+    {
+        "events": {
+            "buy": {"owned": True, "interest": 0},
+            "like": {},
+            "search": {"interest": 0},
+            "aim": {"interest": 0},
+        },
+        "heads": {"aim": {"event": "aim"}},
+    }
+)
+
+
+def test_kinds_that_count_need_an_entity(tmp_path: Path) -> None:
+    kinds = ["buy", "like", "aim", "alias", "hide", "search", "other", "impression"]
+    path = write(tmp_path / "e.csv", "user,time,kind,entity\n" + "".join(f"u,{ISO},{kind},\n" for kind in kinds))
+    log, rejects = Memory(), tmp_path / "r.jsonl"
+    report = ingest_file(path, log, config=CONFIG, rejects=rejects)
+    assert [event.kind for event in log.list] == ["search", "other", "impression"]
+    assert report.reasons[0].startswith("line 2: entity: is missing, and kind 'buy' is about one")
+    assert [json.loads(line)["data"]["kind"] for line in rejects.read_text().splitlines()] == kinds[:5]
+    assert ingest_file(path, Memory()).rejected == 0, "canary: only a configuration knows which kinds count"
+    write(path, path.read_text().replace(",\n", ",i1\n"))
+    assert ingest_file(path, Memory(), config=CONFIG).rejected == 0
+
+
+def test_a_kind_for_all_rows_needs_the_column_of_entities(tmp_path: Path) -> None:
+    path = write(tmp_path / "e.csv", f"user,time,sku\nu,{ISO},i\n")
+    with pytest.raises(ConfigError, match=r"no column for entity(.|\n)*--map entity=COLUMN"):
+        ingest_file(path, Memory(), kind="buy", config=CONFIG)
+    assert ingest_file(path, Memory(), kind="search", config=CONFIG).accepted == 1
+    assert ingest_file(path, Memory(), kind="buy", config=CONFIG, mapping={"entity": "sku"}).accepted == 1
+
+
+def test_unknown_kinds_go_in_and_are_counted(tmp_path: Path) -> None:
+    kinds = ["like", "lik", "hide", "lik", "sale", "impression"]
+    path = write(tmp_path / "e.csv", "user,time,kind,entity\n" + "".join(f"u,{ISO},{kind},i\n" for kind in kinds))
+    report = ingest_file(path, Memory(), config=CONFIG, batch=2)
+    assert (report.accepted, report.unknown_kinds) == (6, {"lik": 2, "sale": 1})
+    assert ingest_file(path, Memory()).unknown_kinds == {}
+
+
+# ---- quotes --------------------------------------------------------------------------------------
+
+
+def test_a_quote_that_is_never_closed_is_told_with_its_lines(tmp_path: Path) -> None:
+    row = f"u,{ISO},k"
+    text = f'user,time,kind,entity\n{row},"two\nlines"\n{row},i\n{row},"open\n{row},i\n{row},i\n'
+    for ending in (text, text[:-1]):
+        report = ingest_file(write(tmp_path / "e.csv", ending), Memory())
+        reason = "line 5: a quote opened on line 5 is never closed; lines 5 to 7 are set aside with it"
+        assert (report.accepted, report.reasons) == (2, (reason,)), "though it has as many fields as the header"
+    report = ingest_file(write(tmp_path / "e.csv", f'user,time,kind\n"u\nv",{ISO},"k\n{row}\n'), Memory())
+    assert report.reasons == ("line 2: a quote opened on line 3 is never closed; lines 2 to 4 are set aside with it",)
+    report = ingest_file(write(tmp_path / "e.csv", f'user,time,kind\nu,{ISO},"k"'), Memory())
+    assert (report.accepted, report.rejected) == (1, 0), "canary: a quote closed at the very end is one"
+
+
+def test_a_quote_that_is_closed_much_later(tmp_path: Path) -> None:
+    row = f"u,{ISO},k,i\n"
+    path = write(tmp_path / "e.csv", f'user,time,kind,entity\n{row}u,{ISO},k,"open\n' + row * 10_000)
+    report = ingest_file(path, Memory())
+    assert report.rejected == 1
+    assert "a quote opened from line 3 on is not closed by line" in report.reasons[0]
+    assert report.accepted > 3_000
+
+
+@pytest.mark.parametrize("rows", [3, 10_000])
+def test_a_quote_that_opens_in_the_header(tmp_path: Path, rows: int) -> None:
+    path = write(tmp_path / "e.csv", 'user,time,"kind\n' + f"u,{ISO},k\n" * rows)
+    with pytest.raises(DatasetError, match=r"e\.csv: the header is not CSV: .*a quote opened"):
+        ingest_file(path, Memory())
 
 
 def test_extras_keep_their_types(tmp_path: Path) -> None:
-    row = {"user": 1, "time": 1, "kind": "k", "a": True, "b": 2, "c": 2**60, "d": [1], "e": None, "extras": {"f": 1.5}}
+    row = {"user": 1, "time": AT, "kind": "k", "a": True, "b": 2, "c": 2**60, "d": [1], "e": None, "extras": {"f": 1.5}}
     log = Memory()
     ingest_file(write(tmp_path / "e.jsonl", json.dumps(row)), log)
     assert log.list[0].extras == {"a": True, "b": 2.0, "c": str(2**60), "d": "[1]", "f": 1.5}
@@ -244,6 +337,8 @@ def test_missing_columns_are_named_with_the_way_out(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such file"):
         ingest_file(tmp_path / "none.csv", Memory())
+    with pytest.raises(DatasetError, match="is a folder; name a file in it"):
+        ingest_file(tmp_path, Memory())
     with pytest.raises(ConfigError, match=r"\.parquet"):
         ingest_file(write(tmp_path / "e.xlsx", "x"), Memory())
     with pytest.raises(DatasetError, match="damaged"):
@@ -269,7 +364,7 @@ def test_other_errors_pass_through(tmp_path: Path) -> None:
 
     assert not issubclass(OSError, InvalidRecord)
     with pytest.raises(OSError, match="no connection"):
-        ingest_file(write(tmp_path / "e.csv", "user,time,kind\nu,1,k\n"), broken)
+        ingest_file(write(tmp_path / "e.csv", f"user,time,kind\nu,{AT},k\n"), broken)
 
 
 def test_into_a_real_log(tmp_path: Path) -> None:

@@ -12,18 +12,21 @@ from mainstem import catalog as catalogs
 from mainstem import features, index
 from mainstem.rank import ModelVersion, Pipeline
 from mainstem.rank.question import Question, resolve
-from mainstem.rank.sources import Content, Cooccurrence, Owned, Popular, Source, TwoTower
+from mainstem.rank.sources import Allowed, Content, Cooccurrence, Owned, Popular, Source, TwoTower
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import CanvasConfig, Config, EntityTypeConfig, HeadConfig
 from mainstem.schema.errors import NotReady
 from mainstem.schema.ids import Keys, key64, keys64
 from mainstem.schema.position import Position
-from mainstem.schema.protocols import FeatureView, Floats
+from mainstem.schema.protocols import FeatureView, Floats, Scored
 from mainstem.schema.records import Context, Entity, EntityDelete, Event, LogRecord, Show, Slate, SlateRequest
 from mainstem.schema.time import DAY
 
 T0 = 1_500_000_000_000 // DAY * DAY
 NOW = T0 + 10 * DAY
+
+# A deadline that has passed before the first source is asked.
+GONE = 1e-6
 
 
 def config_of(canvases: Mapping[str, CanvasConfig] | None = None) -> Config:
@@ -151,3 +154,13 @@ def request(**fields: object) -> SlateRequest:
 def names_of(keys: Keys, count: int = 2000) -> list[str]:
     known = dict(zip(keys64("item", map(str, range(count))).tolist(), map(str, range(count)), strict=True))
     return [known[key] for key in keys.tolist()]
+
+
+class Made:
+    """A source named like one of the default mix that does what it is told."""
+
+    def __init__(self, name: str, search: Callable[[], Scored], concurrent: bool = True) -> None:
+        self.name, self.run, self.concurrent = name, search, concurrent
+
+    def prepare(self, question: object, view: object, limit: int, allowed: Allowed) -> Callable[[], Scored]:
+        return self.run

@@ -1,46 +1,23 @@
-"""The four stages in a row: what is shown, what is refused, what a slate says when something is missing."""
+"""The four stages in a row: what is shown, what is refused, and in which order."""
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_shop import NOW, T0, Shop, config_of, ids, request, why
+from small_shop import GONE, NOW, T0, Made, Shop, config_of, ids, request, why
 
 from mainstem.rank.question import resolve
-from mainstem.rank.sources import Allowed
 from mainstem.schema.config import CanvasConfig, Config, EntityTypeConfig
-from mainstem.schema.errors import DeadlineExceeded, InvalidRecord, NotReady, StoreError
+from mainstem.schema.errors import InvalidRecord, TooFarAhead
 from mainstem.schema.ids import keys64
 from mainstem.schema.protocols import Scored
-from mainstem.schema.records import Context, EntityDelete, Slate, SlateItem, SlateRequest
-from mainstem.schema.time import DAY
-
-# A deadline that has passed before the first source is asked.
-GONE = 1e-6
-
-
-class Made:
-    """A source named like one of the default mix that does what it is told."""
-
-    def __init__(self, name: str, search: Callable[[], Scored], concurrent: bool = True) -> None:
-        self.name, self.run, self.concurrent = name, search, concurrent
-
-    def prepare(self, question: object, view: object, limit: int, allowed: Allowed) -> Callable[[], Scored]:
-        return self.run
-
-
-def raising(error: Exception) -> Callable[[], Scored]:
-    def search() -> Scored:
-        raise error
-
-    return search
+from mainstem.schema.records import Context, EntityDelete, SlateRequest
+from mainstem.schema.time import DAY, MINUTE, now_ms
 
 
 @pytest.fixture
@@ -69,6 +46,7 @@ def test_the_model_orders_and_the_slate_says_all_of_it(shop: Shop) -> None:
     assert (first.score, first.scores, first.features) == (39.0, {"purchase": 39.0, "click": -39.0}, None)
     assert first.sources == ["two_tower", "content"]
     assert (slate.model_line, slate.dense_version, slate.index_version) == ("main", "v-1", "v-1")
+    assert slate.sparse_version is None, "there are no sparse deltas yet"
     assert slate.position == str(shop.features.position())
     assert slate.time == NOW
     assert set(slate.timings_ms) == {"state", "retrieve", "filter", "score", "order", "total"}
@@ -270,6 +248,16 @@ def test_nonsense_is_refused_by_name(shop: Shop, field: str, fields: dict[str, o
     assert refused.value.field == field
 
 
+def test_a_moment_beyond_the_skew_is_refused_but_not_in_a_replay(shop: Shop) -> None:
+    now = now_ms()
+    assert resolve(request(time=now + 9 * MINUTE), shop.config).time == now + 9 * MINUTE
+    for late in (now + 12 * MINUTE, 4_000_000_000_000):
+        with pytest.raises(TooFarAhead) as refused:
+            shop.ask(time=late)
+        assert refused.value.field == "context.time"
+        assert resolve(request(time=late), shop.config, replay=True).time == late
+
+
 def test_a_request_without_a_time_is_asked_now(shop: Shop) -> None:
     before = time.time_ns() // 1_000_000
     asked = resolve(SlateRequest(context=Context()), shop.config)
@@ -321,144 +309,3 @@ def test_an_unknown_source_is_said_and_the_slate_is_as_without_it(shop: Shop, tr
 def test_a_query_orders_by_how_close_the_texts_are(shop: Shop) -> None:
     slate = shop.ask(user="u1", query="20", limit=3)
     assert set(ids(slate)) == {"19", "20", "21"}
-
-
-# ---- degradation ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("error", [RuntimeError("no memory"), StoreError("damaged"), TimeoutError("slow disk")])
-@pytest.mark.parametrize("beside", [True, False])
-def test_a_source_that_fails_is_left_out_said_and_logged(
-    shop: Shop, pool: ThreadPoolExecutor, error: Exception, beside: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    broken = Made("content", raising(error), concurrent=beside)
-    with caplog.at_level(logging.ERROR, "mainstem.rank"):
-        slate = shop.ask(shop.pipeline(broken, pool=pool), user="u1", limit=3)
-    assert ids(slate) == ["39", "38", "37"]
-    assert why(slate) == {("retrieve", "content"): f"failed: {type(error).__name__}: {error}"}
-    assert "content" in caplog.text
-
-
-def test_a_source_that_fails_when_asked_is_left_out_too(shop: Shop) -> None:
-    broken = Made("popular", Scored.none, concurrent=False)
-    broken.prepare = lambda *_: raising(RuntimeError("early"))()  # type: ignore[method-assign, assignment, return-value]
-    assert "early" in why(shop.ask(shop.pipeline(broken)))["retrieve", "popular"]
-
-
-def test_a_pool_that_closes_leaves_its_searches_out(shop: Shop) -> None:
-    pool = ThreadPoolExecutor(1)
-    pool.shutdown()
-    slate = shop.ask(shop.pipeline(pool=pool), user="u1", limit=3)
-    assert {what for stage, what in why(slate) if stage == "retrieve"} == {"two_tower", "content"}
-    assert len(slate.items) == 3
-
-
-def test_a_late_source_is_left_out_and_the_others_answer(shop: Shop, pool: ThreadPoolExecutor) -> None:
-    release = threading.Event()
-
-    def search() -> Scored:
-        release.wait(30)
-        return Scored.none()
-
-    late = Made("content", search)
-    slate = shop.ask(shop.pipeline(late, pool=pool), user="u1", limit=3, deadline_ms=1500)
-    release.set()
-    assert ids(slate) == ["39", "38", "37"]
-    assert why(slate) == {("retrieve", "content"): "too late for its share of the deadline"}
-
-
-def test_examples_are_not_made_of_what_happened_to_be_in_time(shop: Shop) -> None:
-    asked = request(user="u1", deadline_ms=GONE)
-    with shop.features.view(asked.context) as view, pytest.raises(DeadlineExceeded):
-        shop.pipeline().candidates(asked, view)
-
-
-def test_training_sees_the_candidates_of_serving(shop: Shop) -> None:
-    asked = request(user="u1", new_only=True, exclude=["39"])
-    with shop.features.view(asked.context) as view:
-        found = shop.pipeline().candidates(asked, view)
-    assert len(found) == 40 - 5 - 1
-    assert found.counts()["two_tower"] == 34
-
-
-@pytest.mark.parametrize(
-    "scores", [lambda x: x[:, :1] / 0 * 0, lambda x: 1 / 0, lambda x: (_ for _ in ()).throw(NotReady("half"))]
-)
-def test_a_model_that_fails_leaves_the_fused_order(shop: Shop, scores: Callable[..., object]) -> None:
-    shop.model = replace(shop.model, scores=scores)  # type: ignore[arg-type]
-    with np.errstate(all="ignore"):
-        slate = shop.ask(user="u1", limit=3)
-    assert len(slate.items) == 3
-    assert ("score", "model") in why(slate)
-    assert list(slate.items[0].scores) == ["fused"]
-    assert slate.dense_version is None
-
-
-def kept_slate(*names: int) -> Slate:
-    items = [SlateItem(entity=str(name), score=1.0) for name in names]
-    return Slate(request_id="old", canvas="home", time=NOW, items=items)
-
-
-def test_past_the_deadline_the_kept_slate_answers_filtered(shop: Shop) -> None:
-    pipeline = shop.pipeline(kept=lambda question: kept_slate(30, 31, 32, 33))
-    slate = shop.ask(pipeline, user="u1", deadline_ms=GONE, limit=3, exclude=["31"])
-    assert ids(slate) == ["30", "32", "33"]
-    said = why(slate)
-    assert said["score", "model"] == "the deadline passed before scoring"
-    assert "3 entities" in said["order", "fallback kept"]
-    assert ("order", "fallback popular") not in said
-    assert {what for stage, what in said if stage == "retrieve"} >= {"popular", "owned", "two_tower"}
-    assert slate.request_id != "old"
-
-
-def test_what_the_kept_slate_lacks_is_filled_with_what_is_popular_then_with_anything(shop: Shop) -> None:
-    pipeline = shop.pipeline(kept=lambda question: kept_slate(30, 4))
-    slate = shop.ask(pipeline, user="u1", deadline_ms=GONE, limit=20)
-    assert ids(slate)[:2] == ["30", "4"]
-    assert set(ids(slate)[2:10]) == {"0", "1", "2", "3", "5", "6", "7", "8"}
-    assert ids(slate)[10:] == [str(name) for name in (39, 38, 37, 36, 35, 34, 33, 32, 31, 29)]
-    assert len(set(ids(slate))) == 20
-    assert "8 entities" in why(slate)["order", "fallback popular"]
-    assert {("order", f"fallback {way}") for way in ("kept", "popular", "found")} <= set(why(slate))
-
-
-def test_the_fallbacks_are_those_of_the_canvas() -> None:
-    shop = Shop(config_of({"home": CanvasConfig(fallback=["popular"]), "bare": CanvasConfig(fallback=[])}))
-    shop.items(3)
-    shop.happen("u", 1, day=7)
-    pipeline = shop.pipeline(kept=lambda question: kept_slate(2))
-    assert ids(shop.ask(pipeline, deadline_ms=GONE, limit=1)) == ["1"]
-    assert ids(shop.ask(pipeline, canvas="bare", deadline_ms=GONE, limit=1)) == ["2"], "the latest arrival"
-
-
-def test_a_kept_slate_does_not_answer_for_other_sources_or_a_query(shop: Shop) -> None:
-    pipeline = shop.pipeline(kept=lambda question: kept_slate(30))
-    for more in ({"sources": ["3"]}, {"query": "20"}):
-        slate = shop.ask(pipeline, deadline_ms=GONE, limit=3, **more)
-        assert "30" not in ids(slate)
-        assert len(slate.items) == 3
-
-
-def test_kept_slates_that_cannot_be_read_are_said_and_passed_over(shop: Shop) -> None:
-    def broken(question: object) -> Slate | None:
-        raise StoreError("damaged")
-
-    slate = shop.ask(shop.pipeline(kept=broken), deadline_ms=GONE, limit=3)
-    assert "damaged" in why(slate)["order", "fallback kept"]
-    assert len(slate.items) == 3
-
-
-def test_a_fallback_shows_one_variant_of_a_thing() -> None:
-    shop = Shop()
-    for name in range(4):
-        shop.item(name, group="shirt" if name < 2 else None)
-    shop.happen("u", 1, day=7)
-    slate = shop.ask(shop.pipeline(kept=lambda question: kept_slate(0)), deadline_ms=GONE)
-    assert ids(slate) == ["0", "3", "2"]
-
-
-def test_a_request_from_the_past_is_said_to_know_too_much(shop: Shop) -> None:
-    slate = shop.ask(user="u1", time=T0 + 6 * DAY, limit=3)
-    assert ("freshness", "state") in why(slate)
-    assert len(slate.items) == 3
-    assert why(shop.ask(user="u1")) == {}

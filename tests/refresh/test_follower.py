@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainstem import catalog as catalogs
 from mainstem import eventlog, features
-from mainstem.refresh import Follower, follower
-from mainstem.schema.config import Config
+from mainstem.catalog import EventEntities
+from mainstem.refresh import Follower, expiry, follower
+from mainstem.refresh.expiry import ENOUGH
+from mainstem.schema.config import Config, EntityTypeConfig
 from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import key64
 from mainstem.schema.position import START, Position
@@ -342,6 +347,114 @@ def test_stores_ahead_of_the_log_are_refused() -> None:
     other.append([event(1)])
     with pytest.raises(StoreError, match="another log"):
         Follower(other, catalog, store)
+
+
+class Short:
+    """A log that tells of more than can be read from it."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._log, name)
+
+    def end(self) -> Position:
+        return Position.at(self._log.end().offset() + 1)
+
+
+def test_a_log_that_cannot_be_read_to_its_end_is_told_of() -> None:
+    log, catalog, store = holders()
+    log.append([item(1), event(2)])
+    follow = Follower(Short(log), catalog, store)  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="a part of it is lost"):
+        follow.catch_up()
+    assert follow.position == Position.at(2)
+
+
+def test_what_only_events_know_of_comes_into_the_catalogue() -> None:
+    log, catalog, store = holders()
+    keys, sink = told_of()
+    follow = Follower(log, catalog, store, [sink], entities=EventEntities.of(CONFIG))
+    log.append([event(1), event(2, entity="2"), event(3, entity="seen", kind="impression"), event(4, entity="1")])
+    follow.catch_up()
+    assert keys == {item_key("1"), item_key("2")}, "an impression says of no interest"
+    assert catalog.available(catalog.rows(np.array(sorted(keys), np.uint64)), T0).all()
+    log.append([gone(5), event(6)])
+    follow.catch_up()
+    log.append([event(7), event(8, entity="2")])
+    follow.catch_up()
+    assert keys == {item_key("2")}, "what was deleted stays so, whatever happens to it later"
+    log.append([Entity(record_id="old", time=1, entity="2", text="older than its events")])
+    follow.catch_up()
+    assert catalog.text(item_key("2")) == "older than its events"
+
+
+def test_nothing_is_made_where_it_is_not_wanted() -> None:
+    config = Config(entities={"item": EntityTypeConfig(from_events=False)})
+    for entities in (None, EventEntities.of(config)):
+        log, catalog, store = holders()
+        log.append([event(1)])
+        Follower(log, catalog, store, entities=entities).catch_up()
+        assert len(catalog) == 0
+
+
+def sweeping(count: int) -> tuple[Follower, Log, FeatureStore, list[int]]:
+    """A follower over `count` old events, and the times of its sweeps."""
+    log, catalog, store = holders()
+    swept: list[int] = []
+    follow = Follower(log, catalog, store, sweeps=[lambda time: swept.append(time) or 7], batch=500)
+    log.append([old(number) for number in range(count)])
+    follow.catch_up()
+    return follow, log, store, swept
+
+
+def old(number: int) -> Event:
+    """A thousand a day, from 1500 days ago."""
+    return Event(
+        event_id=f"old{number}", time=T0 - 1500 * DAY + number * DAY // 1000, user=f"u{number % 10}", kind="purchase",
+        entity="1",
+    )  # fmt: skip
+
+
+def test_a_few_events_of_today_on_a_log_of_old_data_expire_nothing() -> None:
+    follow, log, store, swept = sweeping(3000)
+    before = follow.expired
+    log.append([event(number, user="today") for number in range(ENOUGH - 1)])
+    follow.catch_up()
+    assert max(swept) < T0 - 1490 * DAY
+    assert bought(store, "u1")
+    assert follow.expired == before + 7, "the last old day is reached, where nothing has expired"
+    log.append([event(ENOUGH, user="today")])  # and when it is not a few any more, time has come this far
+    follow.catch_up()
+    assert max(swept) > T0 - 2 * DAY
+    assert not bought(store, "u1")
+    assert bought(store, "today")
+    assert follow.expired > before + 14, "keys of the state, and what the other sweep says"
+
+
+def test_in_normal_operation_every_day_is_swept_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger=follower.__name__):
+        swept = sweeping(9000)[3]
+    assert len(swept) == len(set(swept)) >= 7
+    assert [b - a for a, b in pairwise(swept)] == [DAY] * (len(swept) - 1)
+    assert all(time % DAY == 0 for time in swept)
+    assert "0 keys of the feature state dropped, 7 of the rest" in caplog.text
+
+
+@given(st.lists(st.lists(st.integers(0, 12), max_size=30), max_size=8))
+def test_the_clock_of_expiry_against_all_events_counted(batches: list[list[int]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(expiry, "ENOUGH", 10)
+        clock, seen = expiry.ExpiryClock(), list[int]()
+        for days in batches:
+            seen += days
+            clock.add([day * DAY + 5 for day in days])
+            expected = sorted(seen)[-10] * DAY if len(seen) >= 10 else None
+            due = clock.due()
+            if due is not None:
+                assert due == expected
+                clock.swept(due)
+            assert clock.due() is None
 
 
 def test_two_callers_at_once_apply_each_record_once() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mainstem import catalog as catalogs
 from mainstem import index, weights
-from mainstem.refresh import ModelKeeper
+from mainstem.refresh import ModelKeeper, models
 from mainstem.schema.config import Config
 from mainstem.schema.errors import Incompatible, NotReady, StoreError
 from mainstem.schema.ids import key64
@@ -144,8 +144,8 @@ def test_at_a_start_the_newest_good_one_is_found_behind_bad_ones(world: World) -
     assert world.loads == [other, bad, good]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), KeyError("towers"), StoreError("x"), NotReady("y")])
-def test_whatever_a_load_raises_is_refused_and_told(world: World, error: Exception) -> None:
+@pytest.mark.parametrize("error", [Incompatible("other features"), StoreError("damaged")])
+def test_what_is_wrong_with_a_version_itself_is_refused_and_told(world: World, error: Exception) -> None:
     good = world.publish()
     world.keeper.refresh()
     bad = world.publish()
@@ -157,9 +157,53 @@ def test_whatever_a_load_raises_is_refused_and_told(world: World, error: Excepti
     assert world.indexed() == world.catalogued()
 
 
+def unreadable() -> StoreError:
+    error = StoreError("dense.safetensors cannot be read")
+    error.__cause__ = OSError("input/output error")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no thread"), KeyError("k"), MemoryError("m"), OSError("away"), NotReady("y"), unreadable()]
+)
+def test_what_may_pass_is_told_and_tried_again_ever_less_often(
+    world: World, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(models.time, "monotonic", lambda: now[0])
+    good = world.publish()
+    world.keeper.refresh()
+    late = world.publish()
+    world.fails[late] = error
+    tried = []
+    for second in range(40):
+        now[0] = float(second)
+        assert not world.keeper.refresh()
+        assert (world.keeper.version, world.keeper.failure, world.keeper.refused) == (good, error, {})
+        if world.loads.count(late) > len(tried):
+            tried.append(second)
+    assert tried == [0, 2, 6, 14, 30]
+    world.put("1", "still touched")
+    assert world.indexed() == world.catalogued()
+    del world.fails[late]
+    now[0] = 62.0
+    assert world.keeper.refresh()
+    assert (world.keeper.version, world.keeper.failure) == (late, None)
+
+
+def test_a_newer_version_overtakes_one_that_waits(world: World) -> None:
+    stuck = world.publish()
+    world.fails[stuck] = MemoryError("m")
+    assert not world.keeper.refresh()
+    assert isinstance(world.keeper.failure, MemoryError)
+    best = world.publish()
+    assert world.keeper.refresh()
+    assert (world.keeper.version, world.keeper.failure) == (best, None)
+
+
 def test_refused_versions_that_are_gone_are_forgotten(world: World) -> None:
     bad = world.publish()
-    world.fails[bad] = RuntimeError("x")
+    world.fails[bad] = StoreError("x")
     world.keeper.refresh()
     world.publish()
     world.keeper.refresh()
@@ -168,7 +212,7 @@ def test_refused_versions_that_are_gone_are_forgotten(world: World) -> None:
     assert world.keeper.refused == {}
 
 
-def test_a_version_that_cannot_take_what_it_missed_is_refused(world: World) -> None:
+def test_a_version_that_cannot_take_what_it_missed_is_not_taken(world: World) -> None:
     good = world.publish()
     world.keeper.refresh()
     bad = world.publish()
@@ -187,7 +231,7 @@ def test_a_version_that_cannot_take_what_it_missed_is_refused(world: World) -> N
     world.keeper.load, world.keeper.touch = loading, touching
     assert not world.keeper.refresh()
     assert world.keeper.version == good
-    assert "no such row" in world.keeper.refused[bad]
+    assert "no such row" in str(world.keeper.failure)
     world.put("2", "on")
     assert world.indexed() == world.catalogued()
 

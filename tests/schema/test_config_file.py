@@ -42,8 +42,8 @@ def test_storage_urls_name_the_data_directory(tmp_path: Path) -> None:
     urls = storage_urls(Config(data="here"), tmp_path)
     assert urls.log == f"sqlite:///{tmp_path}/here/log.sqlite"
     assert "{data}" not in "".join(urls.model_dump().values())
-    elsewhere = Config.model_validate({"storage": {"log": "kafka://broker/topic"}})
-    assert storage_urls(elsewhere, tmp_path).log == "kafka://broker/topic"
+    elsewhere = Config.model_validate({"storage": {"log": "sqlite:////elsewhere/log.sqlite"}})
+    assert storage_urls(elsewhere, tmp_path).log == "sqlite:////elsewhere/log.sqlite"
 
 
 def test_what_is_given_replaces_whole_mappings_and_keeps_the_rest_of_an_entry() -> None:
@@ -74,8 +74,18 @@ ERRORS = [
     ("heads:\n  a: {event: purchas}\n", 2, r"heads\.a\.event: 'purchas' is not among events: .*; did you mean 'purchase'\?$"),
     ("events:\n  play: {}\n", 1, r"'purchase' is not among events: play; heads are the default ones: with your own events, give your own heads too$"),
     ("canvases:\n  home:\n    entity_type: itm\n", 3, r"'itm' is not among entities: item; did you mean 'item'\?$"),
-    ("canvases:\n  home:\n    order: {zz: 1}\n", 3, r"canvases\.home\.order: 'zz' is not among heads: purchase$"),
-    ("features: {by: [brand]}\n", 1, r"features\.by: 'brand' is not an attribute of any entity type$"),
+    ("canvases:\n  home:\n    order: {zz: 1}\n", 3, r"canvases\.home\.order\.zz: 'zz' is not among heads: purchase$"),
+    ("features: {by: [brand]}\n", 1, r"features\.by\[0\]: 'brand' is not an attribute of any entity type$"),
+    ("heads: {}\n", 1, r"heads: must have one entry at least; leave it out for the default ones$"),
+    ("\ncanvases: {}\n", 2, r"canvases: must have one entry at least; leave it out for the default ones$"),
+    ("canvases:\n  home:\n    deadline: 0s\n", 3, r"canvases\.home\.deadline: '0s' must be above 0 and at most 1m$"),
+    ("canvases: {home: {deadline: 2h}}\n", 1, r"deadline: '2h' must be above 0 and at most 1m$"),
+    ("storage:\n  log: kafka://b/t\n", 2, r"storage\.log: 'kafka://b/t' is no URL of a kind known here; allowed: sqlite://, memory://$"),
+    ("storage:\n  state: redis://x\n", 2, r"storage\.state: .*; allowed: lmdb://, memory://$"),
+    ("storage:\n  history: s3://x\n", 2, r"storage\.history: .*; allowed: file://$"),
+    ("storage:\n  weights: ./weights\n", 2, r"storage\.weights: './weights' is .*; allowed: file://$"),
+    ("entities:\n  item: {attributes: {brand: category, n: number}}\ncanvases:\n  home:\n    diversity:\n      brnd: 2\n", 6, r"canvases\.home\.diversity\.brnd: 'brnd' is not among the category attributes of entities\.item: brand; did you mean 'brand'\?$"),
+    ("entities:\n  item: {attributes: {n: number}}\ncanvases: {home: {diversity: {n: 2}}}\n", 3, r"diversity\.n: 'n' is not among the category attributes of entities\.item: none$"),
     ("serve:\n  port: 1\n  host: x\n  port: 2\n", 4, r"serve\.port: given twice, first in line 2$"),
     ("events:\n  on: {}\n", 2, r"events\.on: a key must be text; write it in quotes: 'on'$"),
     ("1: 2\n", 1, r"a key must be text"),
@@ -107,6 +117,64 @@ def test_every_problem_has_a_line_in_order() -> None:
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [
         "mainstem.yaml:2", "mainstem.yaml:3", "mainstem.yaml:5",
     ]  # fmt: skip
+
+
+MISFITS = """\
+heads:
+  buy:
+    event: purchas
+  see:
+    event: vew
+canvases:
+  home:
+    order: {buy: 1, byu: 2}
+  side:
+    order: {zz: 1}
+    entity_type: itm
+features:
+  by:
+    - brand
+"""
+
+
+def problems_of(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    return [":".join(line.split(":")[1:3]) for line in str(caught.value).splitlines()]
+
+
+def test_what_does_not_fit_is_told_in_one_go() -> None:
+    assert problems_of(MISFITS) == [
+        "3: heads.buy.event", "5: heads.see.event", "8: canvases.home.order.byu", "10: canvases.side.order.zz",
+        "11: canvases.side.entity_type", "14: features.by[0]",
+    ]  # fmt: skip
+
+
+def test_what_does_not_fit_is_told_beside_wrong_shapes_and_keys_given_twice() -> None:
+    more = "  history: none\n  half_lives: [1d, 2x]\nserve:\n  prt: 1\n  host: a\n  host: b\n"
+    assert problems_of(MISFITS + more) == [
+        *problems_of(MISFITS), "15: features.history", "16: features.half_lives[1]", "18: serve.prt", "20: serve.host",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "events: {buy: {owned: maybe}, Sell: {}}\nheads: {buy: {event: Sell}}\n",  # a kind falls out
+        "heads: {buy: {}}\ncanvases: {home: {order: {buy: 1}}}\n",
+        "entities: {item: {attributes: {brand: catgory}}}\nfeatures: {by: [brand]}\n",
+        "heds: {buy: {event: purchase}}\ncanvases: {home: {order: {buy: 1}}}\n",
+    ],
+)
+def test_a_name_whose_entry_is_wrong_is_not_called_unknown(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert "is not a" not in str(caught.value).replace("is not a name", "").replace("is not allowed", "")
+
+
+def test_what_does_not_fit_is_told_without_a_file_too() -> None:
+    with pytest.raises(ValueError, match=r"heads\.a\.event: 'zz' is not among events(.|\n)*features\.by\.0: 'b'"):
+        Config.model_validate({"heads": {"a": {"event": "zz"}}, "features": {"by": ["b"]}})
 
 
 def test_errors_of_a_file_name_the_file(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class GroupingEngine(MemoryEngine):
 
 
 def event(number: int, user: str = "u") -> dict[str, object]:
-    return {"user": user, "kind": "view", "event_id": f"e{number}", "time": 1}
+    return {"user": user, "kind": "view", "entity": "i", "event_id": f"e{number}", "time": 1_500_000_000_000}
 
 
 bodies = st.lists(

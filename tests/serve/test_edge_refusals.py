@@ -64,6 +64,13 @@ EVENTS = {
     "too large": (b'{"user": "' + b"x" * 300_000 + b'"}', 413, "body"),
     "last of a batch": (json.dumps([BUY] * 5 + [BUY | {"user": ""}]).encode(), 422, "events[5].user"),
     "hide without an entity": (b'{"user": "u", "kind": "hide"}', 422, "entity"),
+    "interest in nothing": (b'[{"user": "u", "kind": "view"}]', 422, "events[0].entity"),
+    "a label of nothing": (b'{"user": "u", "kind": "purchase"}', 422, "entity"),
+    "owning nothing": (b'{"events": [{"user": "u", "kind": "rating", "entity": null}]}', 422, "events[0].entity"),
+    "alias of a user to itself": (b'{"user": 7, "kind": "alias", "entity": "7"}', 422, "entity"),
+    "time is in seconds": (_raw(time=1_500_000_000), 422, "time"),
+    "time in seconds in a list": (json.dumps([BUY, BUY | {"time": 1_500_000_000}]).encode(), 422, "events[1].time"),
+    "time before 1990": (_raw(time="1989-12-31T23:59:59Z"), 422, "time"),
 }
 
 
@@ -97,6 +104,7 @@ SLATES = {
     "after is nonsense": ({"after": "yesterday"}, "after"),
     "after has not been reached": ({"after": "p0:99"}, "after"),
     "time": ({"context": {"time": "noon"}}, "context.time"),
+    "time in seconds": ({"context": {"time": 1_500_000_000}}, "context.time"),
     "empty user": ({"context": {"user": ""}}, "context.user"),
     "empty source": ({"context": {"sources": [1, ""]}}, "context.sources[1]"),
     "null source": ({"context": {"sources": [None]}}, "context.sources[0]"),
@@ -163,6 +171,11 @@ ENTITIES = {
     "missing id": ({"text": "x"}, "entity"),
     "empty id": ([{"entity": 1}, {"entity": ""}], "entities[1].entity"),
     "entity type": ({"entity": 1, "entity_type": "Item"}, "entity_type"),
+    "entity type that is not configured": (
+        {"entities": [{"entity": 1, "entity_type": "itm"}]},
+        "entities[0].entity_type",
+    ),
+    "time in seconds": ({"entity": 1, "time": 1_500_000_000}, "time"),
     "number is text": ({"entity": 1, "attributes": {"price": "3"}}, "attributes.price"),
     "number is true": ({"entity": 1, "attributes": {"price": True}}, "attributes.price"),
     "tags are text": ({"entity": 1, "attributes": {"tags": "a"}}, "attributes.tags"),
@@ -199,6 +212,22 @@ def test_patches(client: TestClient, engine: MemoryEngine, body: object, field: 
     answer = client.patch("/v1/entities/item/1", json=body)
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, field), answer.text
     assert engine.calls == 0
+
+
+def test_hints_say_what_to_do_about_it(client: TestClient) -> None:
+    def error(address: str, body: object) -> dict[str, str]:
+        method = client.put if address == "entities" else client.post
+        return method(f"/v1/{address}", json=body).json()["error"]
+
+    assert "milliseconds, not seconds" in error("events", BUY | {"time": 1_500_000_000})["hint"]
+    assert "hint" not in error("events", BUY | {"time": "1970-01-18"})
+    assert "events.view.interest 0" in error("events", {"user": "u", "kind": "view"})["hint"]
+    assert "head 'purchase'" in error("events", {"user": "u", "kind": "purchase"})["reason"]
+    wrong = error("entities", {"entity": 1, "entity_type": "itm"})
+    assert (wrong["hint"], wrong["reason"]) == (
+        "did you mean 'item'?",
+        "'itm' is not a configured entity type; there are: item, genre",
+    )
 
 
 def test_a_method_that_is_not_there_names_those_that_are(client: TestClient) -> None:

@@ -123,3 +123,32 @@ def test_erasing_a_user_is_a_record(client: TestClient, engine: MemoryEngine) ->
     (erase,) = engine.records
     assert isinstance(erase, Erase)
     assert (erase.user, erase.entity) == ("u/1", None)
+
+
+def test_events_that_say_nothing_of_an_entity_may_do_without(client: TestClient, engine: MemoryEngine) -> None:
+    bodies = [{"user": "u", "kind": kind} for kind in ("impression", "login")]  # no interest; not configured
+    assert client.post("/v1/events", json=bodies).json()["accepted"] == 2
+    assert client.post("/v1/events", json=BUY | {"time": "1990-01-01T00:00:00Z"}).status_code == 200
+    assert client.post("/v1/events", json=BUY | {"kind": "view", "entity": "u1"}).status_code == 200
+
+
+def test_changing_what_the_catalogue_does_not_know_is_accepted_and_noted(
+    client: TestClient, engine: MemoryEngine
+) -> None:
+    def changes() -> list[dict[str, object]]:
+        path = "/v1/entities/item/nowhere"
+        answers = [client.patch(path, json={"stock": 1}), client.delete(path)]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        return [answer.json() for answer in answers]
+
+    engine.behind = 0.0
+    for answer in changes():
+        assert answer["accepted"] == 1
+        assert answer["notes"] == ["the catalogue knows no item 'nowhere': this changes nothing"]
+    engine.behind = 3.0
+    for answer in changes():
+        assert "is 3 records behind the log" in answer["notes"][0]  # type: ignore[index]
+    assert len(engine.records) == 4
+    client.put("/v1/entities", json={"entity": "nowhere"})
+    for answer in changes():
+        assert "notes" not in answer

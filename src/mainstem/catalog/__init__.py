@@ -1,7 +1,8 @@
 """The catalogue: entities by key, with attributes, text and availability; a view of the log (law 1).
 
 `memory.py` is the columnar view that every read uses and the oracle of the others; `lmdb.py` keeps
-the same entities on disk; `revisions.py` says which of two records about one entity wins.
+the same entities on disk; `revisions.py` says which of two records about one entity wins;
+`bare.py` makes the entities that only events know of.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from mainstem.catalog.bare import EventEntities
 from mainstem.catalog.memory import MemoryCatalog
 from mainstem.schema.config import EntityTypeConfig
 from mainstem.schema.errors import ConfigError
 
-__all__ = ["MemoryCatalog", "open"]
+__all__ = ["EventEntities", "MemoryCatalog", "open"]
 
 
 def open(url: str, *, entities: Mapping[str, EntityTypeConfig], readonly: bool = False) -> MemoryCatalog:

@@ -178,6 +178,13 @@ class MemoryCatalog:
     def rows(self, keys: Keys) -> Rows:
         return self._table.find(keys, self._keys)
 
+    def unheard(self, keys: Keys) -> Mask:
+        """Mask [n] of the keys that no record was ever about: not known, and not deleted or erased either."""
+        mask: Mask = self.rows(keys) < 0
+        missing = np.flatnonzero(mask)
+        mask[missing] = [self._revision(key) is None for key in keys[missing].tolist()]
+        return mask
+
     def keys(self) -> Keys:
         return self._keys[: self._count].copy()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
 import msgspec
 import pyarrow as pa
@@ -20,6 +20,16 @@ import pyarrow.parquet as pq
 from mainstem.schema.errors import ConfigError, DatasetError
 
 __all__ = ["Chunk", "Milliseconds", "chunks"]
+
+
+class Rows(Protocol):
+    """What `csv.reader` gives: rows, and the number of the line last read."""
+
+    @property
+    def line_num(self) -> int: ...
+
+    def __next__(self) -> list[str]: ...
+
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _DELIMITERS = (",", "\t", ";", "|")
@@ -59,6 +69,8 @@ def chunks(path: Path, batch: int) -> Iterator[Chunk]:
             for chunk in read(lines, batch):
                 chunk.done, chunk.total = (raw.tell() if packed else lines.tell()), total
                 yield chunk
+        except DatasetError as error:
+            raise DatasetError(f"{path}: {error}") from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DatasetError(f"{path}: the file is damaged or cut off: {error}") from error
 
@@ -95,22 +107,26 @@ def _csv(lines: IO[bytes], batch: int) -> Iterator[Chunk]:
     text = (line.decode("utf-8", "surrogateescape") for line in lines)
     head = next(text, "").removeprefix("\ufeff")
     delimiter = max(_DELIMITERS, key=head.count)
-    reader = csv.reader(itertools.chain([head], text), delimiter=delimiter)
-    names = next(reader, [])
+    source = _UntilTheEnd(itertools.chain([head], text))
+    reader = csv.reader(source, delimiter=delimiter)
+    names = _header(reader, source)
     width = len(names)
     while True:
         rows: list[list[str]] = []
         numbers: list[int] = []
         bad: list[tuple[int, str, object]] = []
         while len(rows) + len(bad) < batch:
+            start = reader.line_num + 1
             try:
                 row = next(reader, None)
             except csv.Error as error:
-                bad.append((reader.line_num, f"is not CSV: {error}", None))
+                bad.append((start, _not_csv(error, start, reader.line_num), None))
                 continue
             if row is None:
                 break
-            if len(row) == width:
+            if source.ended:
+                bad.append((start, _never_closed(row, start, reader.line_num), row))
+            elif len(row) == width:
                 joined = "".join(row)
                 if joined.isascii() or not _SURROGATE.search(joined):
                     rows.append(row)
@@ -123,6 +139,46 @@ def _csv(lines: IO[bytes], batch: int) -> Iterator[Chunk]:
         yield Chunk(dict(zip(names, columns, strict=True)), numbers, bad)
         if row is None:
             return
+
+
+class _UntilTheEnd:
+    """Lines, and whether the reader asked for one more than there are: it does so only in the middle of a quote."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines, self.ended = lines, False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines, None)
+        if line is None:
+            self.ended = True
+            raise StopIteration
+        return line
+
+
+def _header(reader: Rows, source: _UntilTheEnd) -> list[str]:
+    try:
+        names = next(reader, [])
+    except csv.Error as error:
+        raise DatasetError(f"the header {_not_csv(error, 1, reader.line_num)}") from error
+    if source.ended:
+        raise DatasetError(f"the header is not CSV: {_never_closed(names, 1, reader.line_num)}")
+    return names
+
+
+def _never_closed(row: list[str], start: int, end: int) -> str:
+    """What is wrong with a row in whose last field the file ended. Its lines were taken for that field's text."""
+    opened = end - row[-1].removesuffix("\n").count("\n")
+    return f"a quote opened on line {opened} is never closed; lines {start} to {end} are set aside with it"
+
+
+def _not_csv(error: csv.Error, start: int, end: int) -> str:
+    if start == end:
+        return f"is not CSV: {error}"
+    lines = f"a quote opened from line {start} on is not closed by line {end}; these lines are set aside with it"
+    return f"is not CSV: {error}: {lines}"
 
 
 def _jsonl(lines: IO[bytes], batch: int) -> Iterator[Chunk]:

@@ -5,7 +5,7 @@ extras. `user`, `time` and `kind` are needed, the last as a column or as the def
 
 Times are ISO 8601 text (UTC where no zone is given), date or timestamp columns, or numbers since 1970 UTC, also
 as text: **below 10^11 they are seconds (which may have a fraction), from 10^11 on milliseconds.** So seconds work
-up to the year 5138, and milliseconds from March 1973 on.
+up to the year 5138. Times before 1990 are set aside: they come of another unit, or of a default like 0.
 
 Where there is no `event_id`, it is the 128-bit digest of (file name without folder, row number, the event's
 fields), so that the same file may be ingested again, after a kill or after rows were added at its end, without
@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from math import isfinite, isnan
@@ -28,13 +29,14 @@ from typing import IO, Any, Protocol
 import msgspec
 
 from mainstem.datasets.file_rows import Chunk, Milliseconds, chunks
+from mainstem.schema.config import Config
 from mainstem.schema.errors import ConfigError, DatasetError, InvalidRecord
 from mainstem.schema.ids import DEFAULT_TENANT, digest128
 from mainstem.schema.protocols import Appended
 from mainstem.schema.records import Event
 from mainstem.schema.time import iso, parse_time
 
-__all__ = ["FIELDS", "IngestReport", "ingest_file"]
+__all__ = ["FIELDS", "IngestReport", "existing", "ingest_file", "kinds_of_entities", "known_kinds"]
 
 FIELDS = (
     "event_id", "time", "user", "kind", "entity", "entity_type", "value", "received_at", "session", "request_id",
@@ -43,6 +45,9 @@ FIELDS = (
 """Fields of Event that a column may fill."""
 
 _SECONDS_BELOW = 10**11
+# 1990, and 2100: where a wrong unit is suspected, what it should have been lies between.
+_EARLIEST, _LATEST = 631_152_000_000, 4_102_444_800_000
+_BUILT_IN = ("alias", "hide", "impression")
 _NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
 
 Extra = str | float | bool
@@ -56,13 +61,37 @@ class Append(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class IngestReport:
-    """Rows by what became of them; `reasons` are the first few rejects in words."""
+    """Rows by what became of them; `reasons` are the first few rejects in words.
+
+    `unknown_kinds`: good rows by kind, of the kinds that the configuration does not know (empty without one).
+    """
 
     accepted: int
     duplicates: int
     rejected: int
     seconds: float
     reasons: tuple[str, ...] = ()
+    unknown_kinds: Mapping[str, int] = field(default_factory=dict)
+
+
+def existing(path: Path) -> Path:
+    """`path`, where it is a file. Raises DatasetError where it is not."""
+    if path.is_dir():
+        raise DatasetError(f"{path} is a folder; name a file in it")
+    if not path.is_file():
+        raise DatasetError(f"{path}: there is no such file")
+    return path
+
+
+def known_kinds(config: Config) -> tuple[str, ...]:
+    """Kinds of events that mean something: those configured, and the built-in ones."""
+    return tuple(dict.fromkeys((*config.events, *_BUILT_IN)))
+
+
+def kinds_of_entities(config: Config) -> frozenset[str]:
+    """Kinds that say nothing without an entity: what labels a head, is owned or counts as interest; `alias`, `hide`."""
+    counting = {kind for kind, event in config.events.items() if event.owned or event.interest > 0}
+    return frozenset(counting | {head.event for head in config.heads.values()} | {"alias", "hide"})
 
 
 def ingest_file(
@@ -71,6 +100,7 @@ def ingest_file(
     *,
     mapping: Mapping[str, str] | None = None,
     kind: str | None = None,
+    config: Config | None = None,
     rejects: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     batch: int = 10_000,
@@ -78,33 +108,38 @@ def ingest_file(
     """Append the events of the file at `path` in its order, `batch` at a time, and say what became of the rows.
 
     A bad row does not stop the others: it goes to the JSON lines file `rejects` (made anew, absent if all is well)
-    as {"line" or "row": number from 1, "reason": text, "data": the row}. `progress(done, total)` counts rows of
-    Parquet, bytes of text. Raises ConfigError where needed columns are missing or the suffix is unknown,
-    DatasetError where the file is absent or damaged; what came before the damage is in the log.
+    as {"line" or "row": number from 1, "reason": text, "data": the row}. With `config`, rows of a kind that counts
+    for an entity but names none are bad, and rows of kinds that it does not know are good, but told in the report.
+    `progress(done, total)` counts rows of Parquet, bytes of text. Raises ConfigError where needed columns are
+    missing or the suffix is unknown, DatasetError where the file is absent or damaged; what came before the damage
+    is in the log.
     """
-    path = Path(path)
     started = time.monotonic()
-    if not path.is_file():
-        raise DatasetError(f"{path}: there is no such file")
+    path = existing(Path(path))
     if unknown := set(mapping or {}) - set(FIELDS):
         raise ConfigError(
             f"mapping: {', '.join(sorted(unknown))} is not a field of an event; fields: {', '.join(FIELDS)}"
         )
     accepted = duplicates = 0
     sources: dict[str, str] | None = None
+    entities = kinds_of_entities(config) if config else frozenset()
+    kinds: Counter[str] = Counter()
     with _Rejects(rejects, "row" if ".parquet" in path.suffixes else "line") as aside:
         for chunk in chunks(path, batch):
             for number, reason, data in chunk.bad:
                 aside.add(number, reason, data)
             if chunk.columns:
                 # Each time: JSON lines may bring other names later on.
-                sources = _sources(path, list(chunk.columns), mapping or {}, kind, first=sources is None)
-                events = _events(path.name, chunk, sources, kind, aside)
+                sources = _sources(path, list(chunk.columns), mapping or {}, kind, entities, first=sources is None)
+                events = _events(path.name, chunk, sources, kind, entities, aside)
+                kinds.update(event.kind for _, event in events)
                 done = _append(append, events, aside)
                 accepted, duplicates = accepted + done[0], duplicates + done[1]
             if progress:
                 progress(chunk.done, chunk.total)
-    return IngestReport(accepted, duplicates, aside.count, time.monotonic() - started, tuple(aside.first))
+    known = known_kinds(config) if config else tuple(kinds)
+    strange = {name: count for name, count in kinds.most_common() if name not in known}
+    return IngestReport(accepted, duplicates, aside.count, time.monotonic() - started, tuple(aside.first), strange)
 
 
 class _Rejects:
@@ -137,12 +172,16 @@ class _Rejects:
 # ---- chunks to events ----------------------------------------------------------------------------
 
 
-def _sources(path: Path, names: list[str], mapping: Mapping[str, str], kind: str | None, first: bool) -> dict[str, str]:
+def _sources(
+    path: Path, names: list[str], mapping: Mapping[str, str], kind: str | None, entities: Set[str], first: bool
+) -> dict[str, str]:
     """Event field -> column, of the columns there are. The first chunk must have what is needed."""
     sources = {name: mapping.get(name, name) for name in FIELDS if mapping.get(name, name) in names}
     if not first:
         return sources
-    needed = ("user", "time") if kind else ("user", "time", "kind")
+    needed = ["user", "time", *([] if kind else ["kind"])]
+    if kind in entities and "kind" not in sources:
+        needed.append("entity")
     missing = [name for name in needed if name not in sources]
     missing += [name for name in mapping if name not in sources and name not in missing]
     if missing:
@@ -156,7 +195,7 @@ def _sources(path: Path, names: list[str], mapping: Mapping[str, str], kind: str
 
 
 def _events(
-    name: str, chunk: Chunk, sources: Mapping[str, str], kind: str | None, aside: _Rejects
+    name: str, chunk: Chunk, sources: Mapping[str, str], kind: str | None, entities: Set[str], aside: _Rejects
 ) -> list[tuple[int, Event]]:
     """The good rows of a chunk as (number, event), in order; the others are set aside."""
     count = len(chunk.rows)
@@ -168,6 +207,9 @@ def _events(
         columns[target] = (
             _converted(target, given, default, bad) if target in sources else [_default(target, default)] * count
         )
+    for place, (what, entity) in enumerate(zip(columns["kind"], columns["entity"], strict=True)):
+        if entity is None and what in entities:
+            bad.setdefault(place, f"entity: is missing, and kind {what!r} is about one (see `events` and `heads`)")
     extras = _extras(chunk, set(sources.values()), bad)
     found: list[tuple[int, Event]] = []
     for place, (number, extra, *row) in enumerate(zip(chunk.rows, extras, *columns.values(), strict=True)):
@@ -249,6 +291,17 @@ def _time(value: Any) -> int | None:
     return parse_time(round(number * 1000) if abs(number) < _SECONDS_BELOW else round(number))
 
 
+def _event_time(value: Any) -> int | None:
+    """No service's events are older than 1990; such times come of another unit, or of a default like 0."""
+    at = _time(value)
+    if at is None or at >= _EARLIEST:
+        return at
+    hint = ""
+    if _EARLIEST <= at * 1000 < _LATEST:
+        hint = f"; milliseconds, not seconds? a thousand times as much is {iso(at * 1000)[:10]}"
+    raise ValueError(f"{iso(at)[:10]} lies before 1990{hint}")
+
+
 def _value(value: Any) -> float | None:
     if value is None or value == "":
         return None
@@ -269,7 +322,12 @@ def _whole(value: Any) -> int | None:
     return int(number)
 
 
-_CONVERT: dict[str, Callable[[Any], Any]] = {"time": _time, "received_at": _time, "value": _value, "place": _whole}
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "time": _event_time,
+    "received_at": _time,
+    "value": _value,
+    "place": _whole,
+}
 
 
 def _extras(chunk: Chunk, used: set[str], bad: dict[int, str]) -> list[dict[str, Extra]]:

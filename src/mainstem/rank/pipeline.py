@@ -142,7 +142,7 @@ class Pipeline:
 
         Raises what a source raises, and DeadlineExceeded: examples must not depend on what was late.
         """
-        question = resolve(request, self.config, self._in_use()[0])
+        question = resolve(request, self.config, self._in_use()[0], replay=True)
         forbidden = question.forbidden(view)
 
         def allowed(keys: Keys) -> NDArray[np.bool_]:
@@ -313,7 +313,6 @@ class Pipeline:
             items=items,
             model_line=model.line if model else "main",
             dense_version=version,
-            sparse_version=version,
             index_version=model.index.version if model else None,
             position=str(view.position),
             timings_ms=trail.timings,

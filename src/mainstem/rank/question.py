@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as _time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from mainstem.rank.score import ModelVersion
 from mainstem.schema.config import CanvasConfig, Config
-from mainstem.schema.errors import InvalidRecord
+from mainstem.schema.errors import InvalidRecord, TooFarAhead
 from mainstem.schema.ids import Keys, keys64
 from mainstem.schema.protocols import Catalog, FeatureView
 from mainstem.schema.records import Context, Degraded, Show, SlateRequest
@@ -25,7 +26,8 @@ class Question:
     """What the four stages need to know of a request.
 
     `model` is the one version that answers it, from retrieval to the last score (law 8), None where there is none
-    yet; `left_out` is what of the request itself could not be heeded.
+    yet; `left_out` is what of the request itself could not be heeded; `widest` is the number of the longest of
+    `features.popularity_windows`, and its name.
     """
 
     context: Context
@@ -41,6 +43,7 @@ class Question:
     deadline_s: float
     model: ModelVersion | None = None
     left_out: tuple[Degraded, ...] = ()
+    widest: tuple[int, str] = (0, "")
 
     @property
     def time(self) -> int:
@@ -74,8 +77,14 @@ class Question:
         return mask
 
 
-def resolve(request: SlateRequest, config: Config, model: ModelVersion | None = None) -> Question:
+def resolve(
+    request: SlateRequest, config: Config, model: ModelVersion | None = None, *, replay: bool = False
+) -> Question:
     """Check the request against the configuration. Raises InvalidRecord naming the field.
+
+    The moment asked for may lie in the past, but no further ahead of the wall clock than `log.skew`, as with events:
+    a slate from the future would stand before every later one among the kept slates. A `replay` takes its moments
+    from the log, which checked them on arrival.
 
     A `show.filter` is a rule, so an attribute that cannot be filtered by is refused. `context.category` is what
     the canvas happens to know: where the type has no such attribute it is passed over, and reported.
@@ -93,7 +102,10 @@ def resolve(request: SlateRequest, config: Config, model: ModelVersion | None = 
     deadline_ms = parse_duration(canvas.deadline) if request.deadline_ms is None else request.deadline_ms
     if not 0 < deadline_ms <= 60_000:
         raise InvalidRecord("deadline_ms", "must be above 0 and at most 60000")
-    time = now_ms() if context.time is None else parse_time(context.time, "context.time")
+    now = now_ms()
+    time = now if context.time is None else parse_time(context.time, "context.time")
+    if not replay and time - now > (skew := parse_duration(config.log.skew)):
+        raise TooFarAhead("context.time", f"lies {time - now} ms ahead of now; at most {skew} ms are accepted")
     context = msgspec.structs.replace(context, time=time)
     show, left_out = _shown(request, canvas, config)
     tenant = request.tenant
@@ -111,7 +123,13 @@ def resolve(request: SlateRequest, config: Config, model: ModelVersion | None = 
         deadline_s=deadline_ms / 1000,
         model=model,
         left_out=left_out,
+        widest=_widest(config.features.popularity_windows),
     )
+
+
+def _widest(windows: Sequence[str]) -> tuple[int, str]:
+    number = max(range(len(windows)), key=lambda at: parse_duration(windows[at]))
+    return number, windows[number]
 
 
 def _shown(request: SlateRequest, canvas: CanvasConfig, config: Config) -> tuple[Show, tuple[Degraded, ...]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mainstem.rank.question import Question
 from mainstem.rank.score import ModelVersion
+from mainstem.schema.errors import NotReady
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import FeatureView, Floats, Scored, VectorIndex
 from mainstem.schema.time import DAY
@@ -70,7 +71,11 @@ def recent(view: FeatureView) -> tuple[Keys, Floats]:
 
 class Popular:
     """What sells lately: `window` indexes `features.popularity_windows`; `here`: in the user's usual place;
-    `fresh`: what people newly take up."""
+    `fresh`: what people newly take up.
+
+    Where nobody did anything within the window, the longest window speaks; where that is empty too, it is NotReady
+    and says so. A place without events is no news: the user's may not even be known.
+    """
 
     concurrent = False
 
@@ -78,8 +83,24 @@ class Popular:
         self.name, self.window, self.here, self.fresh = name, window, here, fresh
 
     def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
+        widest, span = question.widest
+
         def search() -> Scored:
-            return _widening(lambda n: view.popular(n, self.window, self.here, self.fresh), limit, allowed, limit)
+            for window in dict.fromkeys((self.window, widest)):
+                sold = False
+
+                def fetch(n: int, window: int = window) -> Scored:
+                    nonlocal sold
+                    found = view.popular(n, window, self.here, self.fresh)
+                    sold = sold or len(found) > 0
+                    return found
+
+                kept = _widening(fetch, limit, allowed, limit)
+                if sold:
+                    return kept
+            if self.here:
+                return Scored.none()
+            raise NotReady(f"nobody did anything {'new ' if self.fresh else ''}in the last {span}")
 
         return search
 

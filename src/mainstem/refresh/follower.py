@@ -13,13 +13,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from mainstem.catalog import EventEntities, MemoryCatalog
+from mainstem.refresh.expiry import ExpiryClock
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import key64
 from mainstem.schema.position import Position
-from mainstem.schema.protocols import Catalog, FeatureStore, Log, LogBatch
-from mainstem.schema.records import Entity, EntityDelete, EntityPatch, Erase, Event, LogRecord, Served
-from mainstem.schema.time import DAY
+from mainstem.schema.protocols import FeatureStore, Log, LogBatch
+from mainstem.schema.records import Entity, EntityDelete, Erase, Event, LogRecord, Served
+from mainstem.schema.time import iso
 
 __all__ = ["Follower"]
 
@@ -31,8 +33,8 @@ Sink = Callable[[Sequence[Entity], Sequence[int]], None]
 Forget = Callable[[str, str], object]
 """Told of an erased user and its tenant (law 10); may be told twice."""
 
-Sweep = Callable[[int], object]
-"""Called once a day of event time with the newest one (ms): drops what has expired by then."""
+Sweep = Callable[[int], int]
+"""Called once a day of event time (`expiry.py`) with the day reached (ms): drops what has expired; how much."""
 
 # Seconds between notes to the log, and between attempts after a failure: at first, and at most.
 NOTE_EVERY = 1.0
@@ -42,6 +44,7 @@ RETRY_FIRST, RETRY_MOST = 0.5, 30.0
 class Follower:
     """Keeps `catalog` and `features` current with `log`; `sinks` hear of changed entities afterwards, and
     `forget` of erased users. What expires is swept once a day of event time, by the stores and `sweeps`.
+    With `entities`, what only events know of comes into the catalogue too.
 
     Raises StoreError where the stores reflect more than the log holds: it is not the log they were made from.
     """
@@ -49,12 +52,13 @@ class Follower:
     def __init__(
         self,
         log: Log,
-        catalog: Catalog,
+        catalog: MemoryCatalog,
         features: FeatureStore,
         sinks: Sequence[Sink] = (),
         *,
         forget: Sequence[Forget] = (),
         sweeps: Sequence[Sweep] = (),
+        entities: EventEntities | None = None,
         place_extra: str | None = None,
         batch: int = 50_000,
         name: str = "state",
@@ -62,8 +66,11 @@ class Follower:
         self.name = name
         self.log, self.catalog, self.features = log, catalog, features
         self.sinks, self.forget, self.place_extra, self.batch = sinks, forget, place_extra, batch
+        self.entities = entities or EventEntities(frozenset(), frozenset())
         self.sweeps: Sequence[Sweep] = (features.expire, *sweeps)
-        self._swept = -1  # the day of event time that was swept last
+        self.expired = 0
+        """What sweeps have dropped since this follower was made."""
+        self._clock = ExpiryClock()
         self.failure: Exception | None = None
         """What stopped the last attempt; None while all is well."""
         self._stepping = threading.Lock()
@@ -123,7 +130,7 @@ class Follower:
         self.log.note(self.name, self._seen)
         self._noted = self._seen
 
-    def _commit(self, store: Catalog | FeatureStore) -> None:
+    def _commit(self, store: MemoryCatalog | FeatureStore) -> None:
         """The position alone."""
         if store is self.catalog:
             self.catalog.write([], self._seen)
@@ -131,9 +138,18 @@ class Follower:
             self.features.write(EventBatch.of([]), self._seen)
 
     def catch_up(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Apply everything that is in the log now; `progress(done, total)` in records."""
+        """Apply everything that is in the log now; `progress(done, total)` in records.
+
+        Raises StoreError where the log ends before the end that it told: a part of it cannot be read.
+        """
         first, end = self._seen.offset(), self.log.end().offset()
-        while self._seen.offset() < end and self.step():
+        while self._seen.offset() < end:
+            # Another caller may have applied the rest meanwhile; then nothing is left, and nothing wrong.
+            if not self.step() and self._seen.offset() < end:
+                raise StoreError(
+                    f"the log ends at {end} and has nothing to read from {self._seen.offset()} on: a part of it is "
+                    "lost. Put it back; the state reflects what came before"
+                )
             if progress:
                 progress(min(self._seen.offset(), end) - first, end - first)
         self.note()
@@ -185,8 +201,8 @@ class Follower:
 
     def _write_catalog(self, batch: LogBatch) -> None:
         records, _ = self._fresh(batch, self.catalog.position())
-        concerned = [r for r in records if isinstance(r, Entity | EntityPatch | EntityDelete | Erase)]
-        if not concerned:  # the position is committed with the next note: most of a log is events
+        concerned = self.entities.records(records, self.catalog)
+        if not concerned:  # the position is committed with the next note: most of a log is events of known entities
             return
         changed = self.catalog.write(concerned, batch.next)
         dropped = {
@@ -226,8 +242,12 @@ class Follower:
                     forget(record.user, record.tenant)
                 run, places = [], []
         self.features.write(EventBatch.of(run, places, place_extra=self.place_extra), batch.next)
-        newest = max((record.time for record in records if isinstance(record, Event)), default=0)
-        if newest // DAY > self._swept:
-            for sweep in self.sweeps:
-                sweep(newest)
-            self._swept = newest // DAY
+        self._clock.add([record.time for record in records if isinstance(record, Event)])
+        if (reached := self._clock.due()) is not None:
+            dropped = [sweep(reached) for sweep in self.sweeps]
+            self._clock.swept(reached)
+            self.expired += sum(dropped)
+            _log.info(
+                "expiry by event time %s: %d keys of the feature state dropped, %d of the rest", iso(reached),
+                dropped[0], sum(dropped[1:]),
+            )  # fmt: skip

@@ -5,10 +5,10 @@ Reading, error messages with line numbers and the commented template live in `co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from mainstem.schema.time import MINUTE, parse_duration
 
@@ -20,6 +20,7 @@ __all__ = [
     "FeatureConfig",
     "HeadConfig",
     "LogConfig",
+    "Mismatch",
     "ModelConfig",
     "ServeConfig",
     "SourceConfig",
@@ -33,8 +34,16 @@ def _duration(text: str) -> str:
     return text
 
 
-def _unknown(where: str, name: str, section: str, known: Iterable[str]) -> str:
-    return f"{where}: {name!r} is not among {section}: {', '.join(known)}"
+def _unknown(name: str, section: str, known: Iterable[str]) -> str:
+    return f"{name!r} is not among {section}: {', '.join(known)}"
+
+
+class Mismatch(ValueError):
+    """Sections that do not fit each other: every problem as (path of keys and list places, what is wrong there)."""
+
+    def __init__(self, problems: Iterable[tuple[tuple[str | int, ...], str]]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{'.'.join(map(str, path))}: {text}" for path, text in self.problems))
 
 
 Duration = Annotated[str, AfterValidator(_duration)]
@@ -77,6 +86,8 @@ class EntityTypeConfig(_Section):
     """Attributes that the model, filters and features use. Others are kept and returned, not learned from."""
     text: list[str] = []
     """Attributes that are joined with the entity's own text for the content vector."""
+    from_events: bool = True
+    """An entity that only events know of is shown too, without attributes, until it is described or deleted."""
 
 
 class FeatureConfig(_Section):
@@ -127,6 +138,14 @@ class CanvasConfig(_Section):
     """May what the user already had be shown? A request's `show.new_only` narrows it further."""
     fallback: list[Literal["kept", "popular"]] = ["kept", "popular"]
     """What answers when the deadline is missed, in this order."""
+
+    @field_validator("deadline")
+    @classmethod
+    def _deadline_can_be_met(cls, deadline: str) -> str:
+        # The bounds of a request's own deadline_ms: every request without one would be refused.
+        if not 0 < parse_duration(deadline) <= MINUTE:
+            raise ValueError(f"{deadline!r} must be above 0 and at most 1m")
+        return deadline
 
 
 class ModelConfig(_Section):
@@ -202,6 +221,9 @@ class ServeConfig(_Section):
     """Writes are refused (503) while the state is more records than this behind the log."""
 
 
+_SCHEMES = {"log": ("sqlite", "memory"), "history": ("file",), "state": ("lmdb", "memory"), "weights": ("file",)}
+
+
 class StorageConfig(_Section):
     """Where things rest. `{data}` stands for the data directory."""
 
@@ -209,6 +231,17 @@ class StorageConfig(_Section):
     history: str = "file:///{data}/history"
     state: str = "lmdb:///{data}/state"
     weights: str = "file:///{data}/weights"
+
+    @field_validator("log", "history", "state", "weights")
+    @classmethod
+    def _scheme_is_known(cls, url: str, info: ValidationInfo) -> str:
+        allowed = _SCHEMES[str(info.field_name)]
+        scheme, slashes, _ = url.partition("://")
+        if not slashes or scheme not in allowed:
+            raise ValueError(
+                f"{url!r} is no URL of a kind known here; allowed: {', '.join(f'{s}://' for s in allowed)}"
+            )
+        return url
 
 
 class Config(_Section):
@@ -230,9 +263,11 @@ class Config(_Section):
         "impression": EventConfig(interest=0.0),
     }
     """Kinds of events. `alias` and `hide` are built in and need no entry."""
-    heads: dict[Name, HeadConfig] = {"purchase": HeadConfig(event="purchase")}
+    heads: dict[Name, HeadConfig] = Field(default={"purchase": HeadConfig(event="purchase")}, min_length=1)
     entities: dict[Name, EntityTypeConfig] = {"item": EntityTypeConfig()}
-    canvases: dict[Name, CanvasConfig] = {"home": CanvasConfig(), "similar": CanvasConfig()}
+    canvases: dict[Name, CanvasConfig] = Field(
+        default={"home": CanvasConfig(), "similar": CanvasConfig()}, min_length=1
+    )
     features: FeatureConfig = FeatureConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -241,20 +276,35 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
+        if problems := [*self._heads_fit(), *self._canvases_fit(), *self._features_fit()]:
+            raise Mismatch(problems)
+        return self
+
+    def _heads_fit(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for name, head in self.heads.items():
             if head.event not in self.events:
-                raise ValueError(_unknown(f"heads.{name}.event", head.event, "events", self.events))
+                yield ("heads", name, "event"), _unknown(head.event, "events", self.events)
+
+    def _canvases_fit(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for name, canvas in self.canvases.items():
-            if canvas.entity_type not in self.entities:
-                where = f"canvases.{name}.entity_type"
-                raise ValueError(_unknown(where, canvas.entity_type, "entities", self.entities))
+            at = ("canvases", name)
             for ordered in canvas.order:
                 if ordered not in self.heads:
-                    raise ValueError(_unknown(f"canvases.{name}.order", ordered, "heads", self.heads))
-        for key in self.features.by:
+                    yield (*at, "order", ordered), _unknown(ordered, "heads", self.heads)
+            if canvas.entity_type not in self.entities:
+                yield (*at, "entity_type"), _unknown(canvas.entity_type, "entities", self.entities)
+                continue
+            attributes = self.entities[canvas.entity_type].attributes
+            categories = [key for key, kind in attributes.items() if kind == "category"]
+            for key in canvas.diversity:
+                if key not in categories:
+                    what = f"category attributes of entities.{canvas.entity_type}: {', '.join(categories) or 'none'}"
+                    yield (*at, "diversity", key), f"{key!r} is not among the {what}"
+
+    def _features_fit(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        for place, key in enumerate(self.features.by):
             if not any(key in kind.attributes for kind in self.entities.values()):
-                raise ValueError(f"features.by: {key!r} is not an attribute of any entity type")
-        return self
+                yield ("features", "by", place), f"{key!r} is not an attribute of any entity type"
 
     def owned_kinds(self) -> tuple[str, ...]:
         """Kinds of events after which the user has the entity."""

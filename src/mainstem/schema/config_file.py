@@ -8,8 +8,9 @@ nothing after it, `home:` in canvases) means the defaults.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -18,12 +19,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from mainstem.schema.config import Config, StorageConfig
+from mainstem.schema.config import Config, Mismatch, StorageConfig
 from mainstem.schema.errors import ConfigError
 
-__all__ = ["default_of", "flow", "inner", "json_schema", "load", "parse", "storage_urls", "template"]
+__all__ = ["default_of", "flow", "inner", "json_schema", "load", "nearest", "parse", "storage_urls", "template"]
 
 Place = tuple[str | int, ...]
+
+_KEY_IS_NO_TEXT = "a key must be text"
 
 
 def load(path: str | Path) -> Config:
@@ -63,11 +66,15 @@ def parse(text: str, name: str = "mainstem.yaml") -> Config:
         raise ConfigError(f"{name}:1: an anchor refers to itself") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{name}:1: must be a mapping of keys to values; keys: {', '.join(Config.model_fields)}")
-    if not problems:
+    if not any(_KEY_IS_NO_TEXT in text for _, text in problems):  # such keys have no line for what pydantic says
+        given = _without_empty(found, Config)
         try:
-            return Config.model_validate(_without_empty(found, Config))
+            config = Config.model_validate(given)
+            if not problems:
+                return config
         except ValidationError as error:
-            problems = [_explain(detail, lines) for detail in error.errors()]
+            details = [*error.errors(), *_behind(error.errors(), given)]
+            problems += [problem for detail in details for problem in _explain(detail, lines)]
     raise ConfigError("\n".join(f"{name}:{line}: {text}" for line, text in sorted(set(problems))))
 
 
@@ -85,12 +92,38 @@ def _walk(node: yaml.Node, path: Place, lines: dict[Place, int]) -> Iterator[tup
                 continue
             place = (*path, key.value)
             if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                yield line, f"{_dotted(place)}: a key must be text; write it in quotes: '{key.value}'"
+                yield line, f"{_dotted(place)}: {_KEY_IS_NO_TEXT}; write it in quotes: '{key.value}'"
             if key.value in seen:
                 yield line, f"{_dotted(place)}: given twice, first in line {seen[key.value]}"
             seen[key.value] = line
             lines[place] = line
             yield from _walk(value, place, lines)
+
+
+def _behind(details: list[ErrorDetails], given: object) -> list[ErrorDetails]:
+    """What does not fit across sections, where entries of a wrong shape kept pydantic from looking.
+
+    The wrong entries are left out for this second look. Where that takes away a name or a reference, what others
+    say of it would be noise, and the next run tells.
+    """
+    paths = [tuple(step for step in detail["loc"] if step != "[key]") for detail in details]
+    for path in paths:
+        names = path[0] == "entities" or (path[0] in ("events", "heads") and len(path) < 3) if path else True
+        if names or len(path) < 2 or path[-1] in ("event", "entity_type"):
+            return []
+    try:
+        # A list with a wrong entry is left out whole: its other entries would change their places.
+        wrong = {tuple(itertools.takewhile(lambda step: isinstance(step, str), path)) for path in paths}
+        Config.model_validate(_left_out(given, (), wrong))
+    except ValidationError as error:
+        return [detail for detail in error.errors() if not detail["loc"]]
+    return []
+
+
+def _left_out(value: object, path: Place, wrong: set[Place]) -> object:
+    if isinstance(value, dict):
+        return {k: _left_out(v, (*path, k), wrong) for k, v in value.items() if (*path, k) not in wrong}
+    return value
 
 
 def _without_empty(value: object, annotation: object) -> object:
@@ -137,8 +170,15 @@ def _at(path: Place) -> object:
     return inner(annotation)
 
 
-def _explain(detail: ErrorDetails, lines: Mapping[Place, int]) -> tuple[int, str]:
-    """(line, text) of one of pydantic's errors."""
+def _explain(detail: ErrorDetails, lines: Mapping[Place, int]) -> Iterator[tuple[int, str]]:
+    """(line, text) of each problem in one of pydantic's errors: several only where sections do not fit."""
+    raised = detail.get("ctx", {}).get("error")
+    found = raised.problems if isinstance(raised, Mismatch) else [_in_words(detail)]
+    for path, message in found:
+        yield _line(path, lines), f"{_dotted(path)}: {message}{_way_out(path, message, lines)}"
+
+
+def _in_words(detail: ErrorDetails) -> tuple[Place, str]:
     in_key = "[key]" in detail["loc"]
     path: Place = tuple(step for step in detail["loc"] if step != "[key]")
     message = detail["msg"].removeprefix("Value error, ")
@@ -146,15 +186,15 @@ def _explain(detail: ErrorDetails, lines: Mapping[Place, int]) -> tuple[int, str
     if detail["type"] == "extra_forbidden":
         owner = _at(path[:-1])
         allowed = list(owner.model_fields) if isinstance(owner, type) and issubclass(owner, BaseModel) else []
-        message = f"unknown key;{_nearest(str(path[-1]), allowed)} allowed: {', '.join(allowed)}"
+        message = f"unknown key;{nearest(str(path[-1]), allowed)} allowed: {', '.join(allowed)}"
     elif detail["type"] == "literal_error":
         allowed = _choices(path[:-1] if in_key else path, in_key)
         what = f"key {given!r}" if in_key else repr(given)
-        message = f"{what} is not allowed;{_nearest(str(given), allowed)} allowed: {', '.join(allowed)}"
+        message = f"{what} is not allowed;{nearest(str(given), allowed)} allowed: {', '.join(allowed)}"
     elif detail["type"] == "missing":
         message = "is missing"
-    elif detail["type"] == "value_error" and not path:
-        path, message = _from_validator(message, lines)
+    elif detail["type"] == "too_short":
+        message = "must have one entry at least; leave it out for the default ones"
     elif detail["type"] == "string_pattern_mismatch":
         message = f"{given!r} is not a name; allowed: a small letter, then small letters, digits, _ and -"
     elif detail["type"] != "value_error":
@@ -163,7 +203,7 @@ def _explain(detail: ErrorDetails, lines: Mapping[Place, int]) -> tuple[int, str
         message = f"{must}, not {_shown(given)}"
         if detail["type"] == "string_type" and isinstance(given, int | float):
             message += "; put it in quotes, or give a duration its unit, as in 200ms or 30d"
-    return _line(path, lines), f"{_dotted(path)}: {message}"
+    return path, message
 
 
 def _choices(path: Place, keys: bool) -> list[str]:
@@ -173,19 +213,19 @@ def _choices(path: Place, keys: bool) -> list[str]:
     return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
-def _from_validator(message: str, lines: Mapping[Place, int]) -> tuple[Place, str]:
-    """The path that a check across sections names at the start of its message, and what it says."""
-    head, _, rest = message.partition(": ")
-    path: Place = tuple(head.split("."))
-    if match := re.match(r"'(.*)' is not among (\w+): (.*)", rest):
-        near = _nearest(match[1], match[3].split(", "))
-        rest += f";{near}" if near else ""
-        if path[:1] not in lines:
-            rest += f"; {path[0]} are the default ones: with your own {match[2]}, give your own {path[0]} too"
-    return path, rest
+def _way_out(path: Place, message: str, lines: Mapping[Place, int]) -> str:
+    """What may be meant where a name is not among those of another section."""
+    match = re.match(r"'(.*)' is not among (?:the )?([\w .-]+): (.*)", message)
+    if not match:
+        return ""
+    near = nearest(match[1], match[3].split(", "))
+    hint = f";{near}" if near else ""
+    if path[:1] not in lines:
+        hint += f"; {path[0]} are the default ones: with your own {match[2]}, give your own {path[0]} too"
+    return hint
 
 
-def _nearest(word: str, allowed: list[str]) -> str:
+def nearest(word: str, allowed: Sequence[str]) -> str:
     """` did you mean ...?`, or nothing where no allowed word is near."""
     near = difflib.get_close_matches(word.lower(), allowed, n=1, cutoff=0.6)
     return f" did you mean {near[0]!r}?" if near else ""

@@ -7,6 +7,7 @@ written in part.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,6 +40,9 @@ _ENTITY_LIST = Shape[list[wire.EntityIn]](list[wire.EntityIn], "entities", {"[]"
 _ENTITIES = Shape[wire.EntitiesIn](wire.EntitiesIn, "", {"": wire.EntitiesIn, ".entities[]": wire.EntityIn})
 _PATCH = Shape[wire.EntityPatchIn](wire.EntityPatchIn, "", {"": wire.EntityPatchIn})
 _SLATE = Shape[wire.SlateIn](wire.SlateIn, "", {"": wire.SlateIn, ".context": wire.ContextIn, ".show": wire.ShowIn})
+
+# Seconds that an entity may take from the log to the catalogue before a change of it is said to be of none.
+_ARRIVAL_S = 0.05
 
 _ENTITY_TYPE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
@@ -132,7 +136,7 @@ class Answers:
         self._keeps_up()
         key = _key(entity_type, entity)
         patch = to_patch(_PATCH.decode(raw), *key, self.engine.config, now_ms())
-        return self._append("patch", [patch], "entities[0].")
+        return self._append("patch", [patch], "entities[0].", self._unknown(*key))
 
     def delete(self, entity_type: str, entity: str) -> bytes:
         self._keeps_up()
@@ -146,7 +150,21 @@ class Answers:
             received_at=now,
             tenant=self.engine.config.tenant,
         )
-        return self._append("delete", [record], "entities[0].")
+        return self._append("delete", [record], "entities[0].", self._unknown(kind, name))
+
+    def _unknown(self, kind: str, name: str) -> list[str]:
+        """A note where the catalogue knows no such entity. It may merely lag behind the log: that is no refusal, and
+        what was put a moment ago gets a moment to arrive."""
+        until = time.monotonic() + _ARRIVAL_S
+        while self.engine.entity(kind, name) is None:
+            behind = max(self.engine.lag().values(), default=0.0)
+            if behind <= 0 and self.engine.entity(kind, name) is None:
+                return [f"the catalogue knows no {kind} {name[:80]!r}: this changes nothing"]
+            if time.monotonic() >= until:
+                late = f"yet, and is {behind:.0f} records behind the log: unless it is among them, this changes nothing"
+                return [f"the catalogue knows no {kind} {name[:80]!r} {late}"]
+            time.sleep(_ARRIVAL_S / 10)
+        return []
 
     def erase(self, user: str) -> bytes:
         """Forget the user (law 10). Never refused for a state that lags: few come, and none may be lost."""

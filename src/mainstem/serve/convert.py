@@ -17,7 +17,7 @@ from mainstem.schema.errors import TooFarAhead
 from mainstem.schema.ids import fresh_id
 from mainstem.schema.position import Position
 from mainstem.schema.records import Context, Entity, EntityPatch, Event, Show, Slate, SlateItem, SlateRequest
-from mainstem.schema.time import parse_duration, parse_time
+from mainstem.schema.time import iso, parse_duration, parse_time
 from mainstem.serve import wire
 from mainstem.serve.faults import Fault, nearest
 
@@ -30,6 +30,8 @@ _NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 _LONGEST_ID = 512
 _MOST_IDS = 10_000
 _BUILT_IN = ("alias", "hide")
+# 1990-01-01: nothing that is asked about happened before.
+_EARLIEST = 631_152_000_000
 
 
 # ---- fields ------------------------------------------------------------------------------------
@@ -74,6 +76,22 @@ def _moment(value: str | int, field: str) -> int:
     return moment if moment is value else parse_time(moment, field)
 
 
+def _happened(value: str | int | None, field: str, now: int) -> int:
+    """A moment at which something happened; now where nothing is said. What lies before 1990 is a mistake: most
+    often seconds, which as milliseconds lie in January 1970."""
+    moment = now if value is None else _moment(value, field)
+    if moment < _EARLIEST:
+        hint = "whole numbers are milliseconds, not seconds" if isinstance(value, int) else None
+        raise Fault(field, f"lies before {iso(_EARLIEST)[:10]}", hint=hint)
+    return moment
+
+
+def _not_ahead(time: int, field: str, config: Config, now: int) -> int:
+    if time > now and time - now > (skew := parse_duration(config.log.skew)):
+        raise TooFarAhead(field, f"lies {time - now} ms ahead of now; at most {skew} ms are accepted")
+    return time
+
+
 def _optional_moment(value: str | int | None, field: str) -> int | None:
     return None if value is None else _moment(value, field)
 
@@ -91,17 +109,21 @@ def _extras(extras: Mapping[str, str | float | bool], field: str) -> dict[str, s
 
 def to_event(event: wire.EventIn, config: Config, now: int, path: str = "") -> Event:
     """`path` starts the name of each field, as in `events[3].`."""
+    user = entity_id(event.user, f"{path}user")
     entity = _optional_id(event.entity, f"{path}entity")
     if entity is None and event.kind in _BUILT_IN:
         raise Fault(f"{path}entity", f"is required for kind {event.kind!r}")
-    time = now if event.time is None else _moment(event.time, f"{path}time")
+    if entity is None and (why := _about_an_entity(event.kind, config)):
+        hint = f"only kinds with events.{event.kind}.interest 0, not owned and of no head, may do without"
+        raise Fault(f"{path}entity", f"is required for kind {event.kind!r}, which {why}", hint=hint)
     # The log checks the skew too; here it costs nothing and names the field as the client wrote it.
-    if time > now and time - now > (skew := parse_duration(config.log.skew)):
-        raise TooFarAhead(f"{path}time", f"lies {time - now} ms ahead of now; at most {skew} ms are accepted")
+    time = _not_ahead(_happened(event.time, f"{path}time", now), f"{path}time", config, now)
+    if event.kind == "alias" and entity == user and event.entity_type in (None, "user"):
+        raise Fault(f"{path}entity", f"is the user {user[:80]!r} itself: an alias joins two of them")
     return Event(
         event_id=fresh_id("event") if event.event_id is None else entity_id(event.event_id, f"{path}event_id"),
         time=time,
-        user=entity_id(event.user, f"{path}user"),
+        user=user,
         kind=event.kind,
         entity=entity,
         entity_type=event.entity_type or ("user" if event.kind == "alias" else "item"),
@@ -115,6 +137,16 @@ def to_event(event: wire.EventIn, config: Config, now: int, path: str = "") -> E
         extras=_extras(event.extras, f"{path}extras") if event.extras else {},
         tenant=config.tenant,
     )
+
+
+def _about_an_entity(kind: str, config: Config) -> str | None:
+    """What events of this kind count for that is lost without an entity; None where nothing is."""
+    if (head := next((name for name, head in config.heads.items() if head.event == kind), None)) is not None:
+        return f"labels the head {head!r}"
+    event = config.events.get(kind)
+    if event is None:
+        return None
+    return "makes the entity the user's" if event.owned else "counts as interest" if event.interest > 0 else None
 
 
 def notes_on(events: Sequence[Event], config: Config) -> list[str]:
@@ -134,9 +166,10 @@ def to_entity(entity: wire.EntityIn, config: Config, now: int, path: str = "") -
     start = _optional_moment(entity.available_from, f"{path}available_from")
     until = _optional_moment(entity.available_until, f"{path}available_until")
     _window(start, until, path)
+    _among(entity.entity_type, config.entities, f"{path}entity_type", "entity type")
     return Entity(
         record_id=_record_id(entity.record_id, path),
-        time=now if entity.time is None else _moment(entity.time, f"{path}time"),
+        time=_happened(entity.time, f"{path}time", now),
         entity=entity_id(entity.entity, f"{path}entity"),
         entity_type=entity.entity_type,
         attributes=_attributes(entity.attributes, entity.entity_type, config, path),
@@ -160,7 +193,7 @@ def to_patch(patch: wire.EntityPatchIn, entity_type: str, entity: str, config: C
         _window(start, until, "")
     return EntityPatch(
         record_id=_record_id(patch.record_id, ""),
-        time=now if patch.time is None else _moment(patch.time, "time"),
+        time=_happened(patch.time, "time", now),
         entity=entity,
         entity_type=entity_type,
         attributes=_attributes(patch.attributes, entity_type, config, ""),
@@ -250,7 +283,7 @@ def _context(context: wire.ContextIn, config: Config, now: int) -> Context:
     return Context(
         canvas=context.canvas,
         user=_optional_id(context.user, "context.user"),
-        time=now if context.time is None else _moment(context.time, "context.time"),
+        time=_not_ahead(_happened(context.time, "context.time", now), "context.time", config, now),
         session=_optional_id(context.session, "context.session"),
         query=_free(context.query, "context.query"),
         sources=_ids(context.sources, "context.sources"),
