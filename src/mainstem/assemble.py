@@ -106,7 +106,7 @@ def _wire(config: Config, base: Path, claim: bool, undo: ExitStack) -> Parts:
     urls = storage_urls(config, base)
     log = undo.enter_context(closing(open_log(config, base, claim=claim)))
     catalog, store = _open_state(config, urls.state, undo)
-    kept = undo.enter_context(closing(slates.open(f"{urls.state}/slates")))
+    kept = undo.enter_context(closing(slates.open(_part_of(urls.state, "slates"))))
     snapshots = weights.open(urls.weights)
     # One search runs in the request's own thread, the others beside it as far as there are cores.
     pool = ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 2), thread_name_prefix="search")
@@ -169,7 +169,7 @@ def backfill(config: Config, base: Path, progress: Callable[[int, int], None]) -
         _switch(state, new, old)
         if erased and (state / "slates").exists():
             # The state that was replaced may not have come as far as these erasures, the new one is past them.
-            with closing(slates.open(f"{urls.state}/slates")) as kept:
+            with closing(slates.open(_part_of(urls.state, "slates"))) as kept:
                 for user, tenant in dict.fromkeys(erased):
                     kept.forget(user, tenant)
         return BackfillReport(follower.position.offset(), _is_written(urls.log))
@@ -212,8 +212,13 @@ def _is_written(url: str) -> bool:
 
 def _open_state(config: Config, url: str, undo: ExitStack) -> tuple[MemoryCatalog, FeatureStore]:
     """Catalogue and features; `undo` closes them."""
-    catalog = undo.enter_context(closing(catalogs.open(f"{url}/catalog", entities=config.entities)))
-    return catalog, undo.enter_context(closing(features.open(f"{url}/features", config, catalog)))
+    catalog = undo.enter_context(closing(catalogs.open(_part_of(url, "catalog"), entities=config.entities)))
+    return catalog, undo.enter_context(closing(features.open(_part_of(url, "features"), config, catalog)))
+
+
+def _part_of(state: str, name: str) -> str:
+    """The url of one of the stores under `storage.state`."""
+    return state if state == "memory://" else f"{state}/{name}"
 
 
 def _pool_of(pool: ThreadPoolExecutor) -> Executor | None:

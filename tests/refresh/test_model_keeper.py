@@ -321,3 +321,12 @@ def test_the_thread_outlives_what_goes_wrong(world: World, monkeypatch: pytest.M
         assert (world.keeper.version, world.keeper.failure) == (version, None)
     finally:
         world.keeper.stop()
+
+
+def test_one_that_waited_and_turns_out_damaged_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "RETRY_FIRST", 0.0)
+    version = world.publish()
+    for error in (OSError("away"), StoreError("damaged")):
+        world.fails[version] = error
+        assert not world.keeper.refresh()
+    assert (world.keeper.refused, world.keeper.failure) == ({version: "damaged"}, None)

@@ -113,6 +113,7 @@ class ModelKeeper(Generic[Model]):
         if _for_good(error):
             _log.error("model version %s was not taken into use: %s", version, error)
             self.refused[version] = str(error)
+            self._waiting.pop(version, None)
             return
         pause = min(2 * self._waiting[version][1], RETRY_MOST) if version in self._waiting else RETRY_FIRST
         self._waiting[version] = (time.monotonic() + pause, pause, error)
