@@ -5,23 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from doubles import MemoryEngine
+from doubles import CONFIG, MemoryEngine
 from litestar.testing import TestClient
 
-from mainstem.schema.config import CanvasConfig, Config, EntityTypeConfig, LogConfig, ServeConfig
+from mainstem.schema.config import Config
 from mainstem.serve import create_app
-
-CONFIG = Config(
-    entities={
-        "item": EntityTypeConfig(
-            attributes={"category": "category", "price": "number", "tags": "tags", "blurb": "text"}
-        ),
-        "genre": EntityTypeConfig(),
-    },
-    canvases={"home": CanvasConfig(), "similar": CanvasConfig(), "genres": CanvasConfig(entity_type="genre")},
-    log=LogConfig(skew="10m"),
-    serve=ServeConfig(max_batch=50),
-)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-from mainstem.schema.config import Config
+from mainstem.schema.config import CanvasConfig, Config, EntityTypeConfig, LogConfig, ServeConfig
 from mainstem.schema.ids import fresh_id
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Appended
@@ -20,6 +20,18 @@ from mainstem.schema.records import (
     SlateItem,
     SlateRequest,
     record_id,
+)
+
+CONFIG = Config(
+    entities={
+        "item": EntityTypeConfig(
+            attributes={"category": "category", "price": "number", "tags": "tags", "blurb": "text"}
+        ),
+        "genre": EntityTypeConfig(),
+    },
+    canvases={"home": CanvasConfig(), "similar": CanvasConfig(), "genres": CanvasConfig(entity_type="genre")},
+    log=LogConfig(skew="10m"),
+    serve=ServeConfig(max_batch=50),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 import pytest
-from doubles import MemoryEngine
+from doubles import CONFIG, MemoryEngine
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from litestar.testing import TestClient
@@ -76,8 +76,6 @@ _ADDRESSES = [
 
 @pytest.fixture(scope="module")
 def fuzzed() -> Any:
-    from conftest import CONFIG
-
     engine = MemoryEngine(CONFIG)
     with TestClient(create_app(engine), raise_server_exceptions=False) as client:
         yield engine, client
