@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -171,6 +172,28 @@ def test_an_empty_system_answers(tmp_path: Path) -> None:
         slate = loop.slate(SlateRequest(context=Context(user="anybody")))
         assert slate.items == []
         assert {degraded.what for degraded in slate.degraded} >= {"model"}
+
+
+def test_slates_that_were_shown_become_examples_and_shadow_slates_do_not(tmp_path: Path) -> None:
+    with Loop(CONFIG, tmp_path) as loop:
+        loop.append(checkerboard())
+        loop.train()
+        loop.catch_up()
+        for shown, user in ((True, 0), (True, 1), (False, 2)):
+            context = Context(user=f"u{user}", time=NOW)
+            slate = loop.slate(SlateRequest(context=context, shown=shown, deadline_ms=10_000))
+            answer = purchase(user, int(slate.items[3].entity), NOW + HOUR, f"answer-{user}")
+            loop.append([msgspec.structs.replace(answer, request_id=slate.request_id)])
+        deadline = time.monotonic() + 30
+        while loop.end().offset() < len(checkerboard()) + 6 and time.monotonic() < deadline:
+            time.sleep(0.05)  # three answers, and the three slates that the recorder writes behind their backs
+        # The windows (a day) and the lateness pass in event time.
+        loop.append([purchase(5, 7, NOW + 3 * DAY, "much later")])
+        lessons = curriculum.Curriculum(CONFIG, loop.parts.log, lambda *stage: None).recorded
+        assert len(lessons) == 2
+        for examples in lessons:
+            assert examples.labels[:, 0].tolist() == [float(place == 3) for place in range(10)]
+            assert examples.inputs.shape[0] == 10
 
 
 def test_an_erased_user_is_forgotten_and_not_learned_from(tmp_path: Path) -> None:
