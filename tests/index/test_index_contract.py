@@ -187,7 +187,12 @@ def test_any_history_agrees_with_a_dict(opened: Open, script: list[Step]) -> Non
         else:
             query, may = unit(rng, 1)[0], set(numbers) if what == "filter" else None
             allowed = None if may is None else lambda keys: np.isin(keys, numbers)  # noqa: B023 (called at once)
-            assert held.search(query, 10, allowed).keys.tolist() == oracle(content, query, 10, may)
+            # Two keys may hold one vector here; rows of the kernel's last few may differ from it in the last bit.
+            found, best = held.search(query, 10, allowed).keys.tolist(), oracle(content, query, 10, may)
+            assert len(set(found)) == len(found) == len(best)
+            assert may is None or set(found) <= may
+            scores = [[float(content[key] @ query) for key in keys] for keys in (found, best)]
+            np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
         assert len(held) == len(content)
     settle(held)
     assert len(held) == len(content)

@@ -1,7 +1,7 @@
 """What every index shares: checks at the border, all inner products of a query, and the true top of them.
 
 One query's scores come from faiss's `fvec_inner_products_ny`: one thread, no interpreter lock held, and
-the same kernel for each row, so equal vectors score equal bits wherever they lie. On 92k x 64 it takes as
+the same kernel for each row, so equal vectors score equal up to the last bit wherever they lie. On 92k x 64 it takes as
 long as numpy's product on one thread (0.83 ms) and less than `IndexFlatIP` (1.0 ms); the products that spread
 over threads win only on an idle machine, and lose tenfold when the threads are wanted elsewhere. So no
 thread setting is touched here: a server gets its parallelism from answering several slates at once.
