@@ -20,7 +20,7 @@ from litestar import Litestar
 from mainstem import catalog, datasets, features, layout
 from mainstem.schema import config_docs
 from mainstem.schema.config import Config
-from mainstem.serve.metrics import Metrics
+from mainstem.serve.metrics import FIGURES, Metrics
 from mainstem.serve.openapi import document, openapi_config
 from mainstem.serve.routes import HANDLERS
 
@@ -124,6 +124,7 @@ def metrics() -> str:
     for family in Metrics().registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append((f"`{name}`", family.type, family.documentation))
+    rows += [(f"`mainstem_{name}`", "gauge", text) for name, text in FIGURES.items()]
     return table(("metric", "type", "what it counts"), rows)
 
 

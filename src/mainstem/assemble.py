@@ -15,10 +15,9 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from mainstem import catalog as catalogs
 from mainstem import eventlog, features, index, slates, text, weights
 from mainstem.catalog import EventEntities, MemoryCatalog
 from mainstem.eventlog.connections import lock_writer
-from mainstem.models import numpy_scorer
+from mainstem.live import LiveModel, LiveModels
 from mainstem.rank import ModelVersion, Pipeline
 from mainstem.rank.question import Question
 from mainstem.rank.retrieve import DEFAULT_MIX
@@ -35,16 +34,14 @@ from mainstem.refresh import Follower, ModelKeeper
 from mainstem.refresh.follower import Sink
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import storage_urls
-from mainstem.schema.errors import Incompatible, MainstemError, NotReady, StoreError
-from mainstem.schema.ids import digest128, key64
-from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats, Log, VectorIndex
-from mainstem.schema.records import Context, Entity, Served, Slate
+from mainstem.schema.errors import MainstemError, StoreError
+from mainstem.schema.ids import key64
+from mainstem.schema.protocols import Catalog, FeatureStore, Log, VectorIndex
+from mainstem.schema.records import Entity, Served, Slate
 from mainstem.schema.time import DAY
 from mainstem.slates import SlateStore
 from mainstem.slates.recorder import Recorder
-from mainstem.train import Towers
-from mainstem.train.trainer import restore
-from mainstem.weights import Snapshots
+from mainstem.weights import LineReader, Snapshots
 
 __all__ = [
     "BackfillReport",
@@ -52,8 +49,6 @@ __all__ = [
     "Parts",
     "assemble",
     "backfill",
-    "fingerprint",
-    "model_of",
     "open_log",
     "sources_of",
 ]
@@ -75,7 +70,7 @@ class Parts:
     snapshots: Snapshots
     kept: SlateStore
     follower: Follower
-    keeper: ModelKeeper[ModelVersion]
+    keeper: ModelKeeper[LiveModel]
     pipeline: Pipeline
     recorder: Recorder
     pool: ThreadPoolExecutor
@@ -111,11 +106,15 @@ def _wire(config: Config, base: Path, claim: bool, undo: ExitStack) -> Parts:
     # One search runs in the request's own thread, the others beside it as far as there are cores.
     pool = ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 2), thread_name_prefix="search")
     undo.callback(pool.shutdown)
-    keeper = ModelKeeper(snapshots, partial(_load, config, catalog, store, snapshots), _touch)
+    keeper = ModelKeeper(LineReader(snapshots, "main"), LiveModels(config, catalog, store))
+
+    def current() -> ModelVersion:
+        return keeper.current().answers
+
     content = ContentVectors.open(config, catalog)
-    sources = sources_of(config, keeper.current, content)
+    sources = sources_of(config, current, content)
     last_good = partial(_last_good, kept)
-    pipeline = Pipeline(config, catalog, store, sources, keeper.current, last_good, _pool_of(pool))
+    pipeline = Pipeline(config, catalog, store, sources, current, last_good, _pool_of(pool))
     sinks: list[Sink] = [keeper.entities_changed, *([content.entities_changed] if content else [])]
     follower = Follower(
         log, catalog, store, sinks, forget=[kept.forget], sweeps=[kept.expire], entities=EventEntities.of(config),
@@ -283,67 +282,3 @@ def sources_of(
     if content:
         sources.append(Content(content.index, content.encoder.encode))
     return tuple(sources)
-
-
-# ---- the model in use ----------------------------------------------------------------------------
-
-
-def fingerprint(config: Config, store: FeatureStore) -> str:
-    """Of everything a snapshot's networks depend on (law 11)."""
-    entities = {name: (kind.attributes, kind.text) for name, kind in config.entities.items()}
-    definition = f"{store.fingerprint} {config.heads!r} {config.model!r} {entities!r}"
-    return digest128(definition).hex()
-
-
-def model_of(
-    towers: Towers, config: Config, kinds: Sequence[str], inputs: Sequence[str], version: str, catalog: Catalog
-) -> ModelVersion:
-    """Towers with their index over the whole catalogue; `scores` still to come."""
-    keys = catalog.keys()
-    keys = keys[keys != 0]
-    vectors = index.open("auto://", config.model.dim, version=version)
-    vectors.upsert(keys, towers.entity_vectors(keys))
-    interest = np.array([config.interest().get(kind, 0.0) for kind in kinds], np.float32)
-    vector_of = towers.user_vectors()
-    memo: WeakKeyDictionary[FeatureView, Floats] = WeakKeyDictionary()  # retrieval and scoring both ask
-
-    def user_vector(context: Context, view: FeatureView, tenant: str) -> Floats:
-        if view not in memo:
-            history = view.history()
-            user = 0 if context.user is None else key64("user", context.user, tenant)
-            memo[view] = vector_of(user, history, interest[history.kind], view.time)
-        return memo[view]
-
-    def no_scores(x: Floats) -> Floats:
-        raise NotReady("these towers have no ranking network yet")
-
-    return ModelVersion(
-        line="main",
-        version=version,
-        heads=tuple(config.heads),
-        inputs=tuple(inputs),
-        index=vectors,
-        user_vector=user_vector,
-        scores=no_scores,
-        embed=towers.entity_vectors,
-    )
-
-
-def _load(config: Config, catalog: Catalog, store: FeatureStore, snapshots: Snapshots, version: str) -> ModelVersion:
-    snapshot = snapshots.load("main", version)
-    if snapshot.manifest.fingerprint != fingerprint(config, store):
-        raise Incompatible(
-            f"{version} was trained with other features, heads, entity types or sizes than configured now: "
-            "run `mainstem train`"
-        )
-    towers, ranker = restore(snapshot, config, catalog)
-    model = model_of(towers, config, store.kinds, snapshot.manifest.extras["inputs"], version, catalog)
-    return replace(model, scores=numpy_scorer(ranker))
-
-
-def _touch(model: ModelVersion, changed: Sequence[Entity], left: Sequence[int]) -> None:
-    """Between versions only touched entities are embedded anew (law 8)."""
-    if changed:
-        keys = np.array([_key(entity) for entity in changed], np.uint64)
-        model.index.upsert(keys, model.embed(keys))
-    model.index.delete(np.array(left, np.uint64))

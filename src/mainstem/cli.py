@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +16,14 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from mainstem import __version__
+from mainstem.cli_weights import weights_app
 from mainstem.progress import stages
 from mainstem.schema.errors import MainstemError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mainstem.learning import Learning
     from mainstem.loop import Loop
     from mainstem.schema.config import Config
 
@@ -39,12 +42,14 @@ A first tour:
   mainstem ingest purchases.csv       put your own events into the log
   mainstem train                      learn from the log
   mainstem serve                      answer over HTTP, port 8080
+  mainstem run                        answer and go on learning, in one process
 """,
 )
 datasets_app = App(name="datasets", help="Public data sets: list them, get them, put them into the log.")
 config_app = App(name="config", help="Check mainstem.yaml, or print its JSON Schema for your editor.")
 app.command(datasets_app)
 app.command(config_app)
+app.command(weights_app)
 
 ConfigFile = Annotated[Path, Parameter(name=["--config", "-c"], help="The configuration; defaults apply without one.")]
 WhileStdinOpen = Annotated[bool, Parameter(help="end when standard input closes, with the parent process")]
@@ -53,6 +58,8 @@ err = Console(stderr=True)
 # Unknown kinds that are told one by one, the most frequent first.
 KINDS_TOLD = 10
 MOST_DAYS = 36_500
+# Seconds between the lines that online training writes.
+STATUS_EVERY = 10.0
 
 
 @app.command
@@ -113,17 +120,26 @@ def ingest(
 @app.command
 def train(
     *,
+    online: Annotated[bool, Parameter(help="go on learning from the log as it grows, until stopped")] = False,
     config: ConfigFile = DEFAULT,
     json_: Annotated[bool, Parameter(name="--json")] = False,
     while_stdin_open: WhileStdinOpen = False,
 ) -> None:
-    """Learn from the log and publish a snapshot; a server that runs takes it into use by itself."""
+    """Learn from the log and publish a snapshot; a server that runs takes it into use by itself.
+
+    With --online it then stays: it learns from what comes in, and a server beside it applies each update within
+    moments. Where one such trainer runs already, a plain `mainstem train` rebuilds from the whole history, and the
+    trainer switches to the result.
+    """
     if while_stdin_open:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
+    settings = _config(config)
+    if online:
+        _train_online(settings, config)
+        return
     from mainstem import curriculum
     from mainstem.assemble import open_log
 
-    settings = _config(config)
     log = open_log(settings, config.parent)
     with stages(err) as show:
         report = curriculum.train(settings, log, config.parent, show)
@@ -136,6 +152,40 @@ def train(
         print(f"  {name:<28} {figure:.4g}")
 
 
+def _train_online(settings: Config, config: Path) -> None:
+    from mainstem.learning import Learning, Rebuilds
+
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    rebuilds = Rebuilds(settings, config)
+    with Learning(settings, config.parent) as learning:
+        _say("learning online; Ctrl-C ends it")
+        learning.start()
+        rebuilds.start()
+        while not ended.wait(STATUS_EVERY) and learning.failure is None:
+            _say(_status_line(learning))
+        rebuilds.stop()
+    _say(_status_line(learning))
+    if learning.failure is not None:
+        raise MainstemError(f"online learning has ended: {learning.failure}")
+
+
+def _status_line(learning: Learning) -> str:
+    if learning.trainer is None:
+        return f"waiting: {learning.waiting or 'for the first model'}"
+    status = learning.trainer.status
+    line = (
+        f"delta {status.sequence:,} of {status.base[:10]}; {status.records:,} records, {status.positives:,} positives, "
+        f"{status.lag:,} behind, loss {status.loss:.3f}"
+    )
+    if status.refused:
+        line += f"; {status.refused} refused, the last one: {status.last_refusal}"
+    return line + (f"; failing: {status.failure}" if status.failure else "")
+
+
 @app.command
 def serve(
     *,
@@ -143,26 +193,57 @@ def serve(
     host: str | None = None,
     port: int | None = None,
     log_level: str = "info",
-    while_stdin_open: Annotated[
-        bool, Parameter(help="end when standard input closes: with the parent process")
-    ] = False,
+    while_stdin_open: WhileStdinOpen = False,
 ) -> None:
     """Answer over HTTP. Binds to loopback unless told otherwise: there is no authentication."""
+    _serve(config, host, port, log_level, while_stdin_open, learn=False)
+
+
+@app.command
+def run(
+    *,
+    config: ConfigFile = DEFAULT,
+    host: str | None = None,
+    port: int | None = None,
+    log_level: str = "info",
+    while_stdin_open: WhileStdinOpen = False,
+) -> None:
+    """Answer over HTTP and go on learning, in one process: `serve` and `train --online` together.
+
+    It starts with an empty log too, and trains as soon as there is enough to learn from. Where requests come thick,
+    run `mainstem serve` and `mainstem train --online` beside each other instead: they share no interpreter then.
+    """
+    _serve(config, host, port, log_level, while_stdin_open, learn=True)
+
+
+def _serve(
+    config: Path, host: str | None, port: int | None, log_level: str, while_stdin_open: bool, *, learn: bool
+) -> None:
     # One request is answered by one thread; small matrices only lose by more. Read when torch loads.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
     # Followers, the recorder and sealing share the interpreter with the answers: none waits long for another.
     sys.setswitchinterval(0.0005)
-    from mainstem.serve import run
+    from mainstem.serve import run as serve_until_stopped
 
     if while_stdin_open:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    with _loop(config, follow=True) as loop:
+    with ExitStack() as running:
+        loop = running.enter_context(_loop(config, follow=True))
+        if learn:
+            from mainstem.learning import Learning, Rebuilds
+
+            rebuilds = Rebuilds(loop.config, config)
+            running.callback(rebuilds.stop)
+            learning = running.enter_context(Learning(loop.config, config.parent))
+            loop.also = learning.figures
+            learning.start()
+            rebuilds.start()
         settings = loop.config.serve
-        run(
+        serve_until_stopped(
             loop, host or settings.host, settings.port if port is None else port,
             on_started=lambda url: _say(f"serving at {url}; API docs at {url}/docs"),
         )  # fmt: skip

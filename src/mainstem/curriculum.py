@@ -6,7 +6,7 @@ It needs the log and nothing else, so `mainstem train` runs beside a server with
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from mainstem import catalog as catalogs
 from mainstem import features, weights
-from mainstem.assemble import ContentVectors, fingerprint, model_of, sources_of
+from mainstem.assemble import ContentVectors, sources_of
 from mainstem.join import Attribution, Replay, StoredRequest, Visit, visits
 from mainstem.join.sessions import session_starts
+from mainstem.live import fingerprint, model_of
 from mainstem.rank import ModelVersion, Pipeline
 from mainstem.rank.score import rank_inputs
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import storage_urls
+from mainstem.schema.errors import StoreError
 from mainstem.schema.examples import Examples
 from mainstem.schema.ids import Keys, key64
 from mainstem.schema.position import START, Position
@@ -43,14 +45,23 @@ HAD = "user_item_count"
 Progress = Callable[[str, int, int], None]
 
 
-def train(config: Config, log: Log, base: Path, progress: Progress, line: str = "main") -> TrainingReport:
-    """Learn from the log as it is now and publish a snapshot of `line`."""
-    source = Curriculum(config, log, progress)
-    try:
-        trainer = Trainer(config, source.catalog, weights.open(storage_urls(config, base).weights), line)
-        return trainer.run(source, progress)
-    finally:
-        source.close()
+def train(
+    config: Config, log: Log, base: Path, progress: Progress, line: str = "main", *, owner: bool = False
+) -> TrainingReport:
+    """Learn from the log as it is now and publish a snapshot of `line`.
+
+    Where an online trainer keeps the line (and the caller is not it, `owner`), the snapshot goes to `LINE-rebuilt`: the
+    trainer brings it up to date and switches.
+    """
+    store = weights.open(storage_urls(config, base).weights)
+    with ExitStack() as held:
+        if not owner:
+            try:
+                held.enter_context(store.trainer_lock(line))
+            except StoreError:
+                line = f"{line}-rebuilt"
+        source = held.enter_context(closing(Curriculum(config, log, progress)))
+        return Trainer(config, source.catalog, store, line).run(source, progress)
 
 
 class Curriculum:

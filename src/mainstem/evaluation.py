@@ -14,7 +14,7 @@ import numpy as np
 
 from mainstem import features
 from mainstem import weights as snapshots
-from mainstem.assemble import model_of
+from mainstem.live import model_of
 from mainstem.curriculum import Curriculum
 from mainstem.evaluate import Basket, Evaluation, Replay, Results, default_baselines
 from mainstem.join import visits
@@ -25,8 +25,7 @@ from mainstem.schema.errors import NotReady
 from mainstem.schema.protocols import Log
 from mainstem.schema.records import Context, Event, Show, SlateRequest
 from mainstem.schema.time import DAY, iso
-from mainstem.train import Trainer
-from mainstem.train.trainer import restore
+from mainstem.train import Trainer, restore
 
 __all__ = ["evaluate_log"]
 

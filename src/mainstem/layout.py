@@ -13,19 +13,31 @@ HOLDERS = {
     "features": "event -> state -> values, one definition",
     "text": "text encoders and tokenizers",
     "models": "torch modules and losses",
-    "weights": "tables, snapshots, checkpoints",
+    "weights": "tables, snapshots, deltas",
     "index": "nearest neighbours",
     "slates": "kept slates",
 }
 MOVERS = {
     "join": "slates + later events -> examples",
-    "train": "examples -> steps -> snapshots",
+    "train": "examples -> steps -> deltas",
     "refresh": "follows log and weights",
     "rank": "retrieve, filter, score, order",
     "evaluate": "metrics, baselines, replay",
 }
 # Each may import those before it, besides schema, holders and movers.
-SURFACE = ("progress", "assemble", "curriculum", "serve", "datasets", "loop", "evaluation", "demo", "cli", "__main__")
+SURFACE = (
+    "progress",
+    "live",
+    "assemble",
+    "curriculum",
+    "serve",
+    "datasets",
+    "loop",
+    "evaluation",
+    "demo",
+    "cli",
+    "__main__",
+)
 UNDER_ALL = ("schema", "layout")
 
 # (from, what flows, to): the circle closes only where things rest, in the log and the weights.
@@ -33,9 +45,9 @@ LOOP = (
     ("serve", "Event, Entity, Served", "eventlog"),
     ("eventlog", "records", "join"),
     ("join", "Example", "train"),
-    ("train", "Snapshot", "weights"),
+    ("train", "Delta, Snapshot", "weights"),
     ("eventlog", "records", "refresh"),
-    ("weights", "new versions", "refresh"),
+    ("weights", "deltas, new bases", "refresh"),
     ("refresh", "state, catalogue, index", "rank"),
     ("rank", "Slate", "serve"),
 )

@@ -22,7 +22,7 @@ from mainstem.schema.ids import key64
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Appended
 from mainstem.schema.records import Context, Degraded, Entity, LogRecord, Slate, SlateRequest
-from mainstem.schema.time import parse_duration
+from mainstem.schema.time import now_ms, parse_duration
 from mainstem.train import TrainingReport
 
 __all__ = ["Loop"]
@@ -44,6 +44,7 @@ class Loop:
         self.config, self.base = config, base
         self.parts: Parts = assemble(config, base, claim=follow)
         self.following = follow
+        self.also: Callable[[], dict[str, float]] | None = None
         with ExitStack() as undo:
             undo.callback(self.parts.close)
             self.parts.keeper.refresh()
@@ -128,11 +129,23 @@ class Loop:
             "slates not on record": recorder.failures,
             "slates not kept": recorder.unkept,
         }
-        details: dict[str, object] = {"state": state, "model": keeper.version or "none yet"}
+        details: dict[str, object] = {"state": state, "model": keeper.version or "none yet", "delta": keeper.sequence}
         return state == "ok", details | {name: trouble for name, trouble in troubles.items() if trouble}
 
     def lag(self) -> dict[str, float]:
         return {self.parts.follower.name: float(self.parts.follower.lag())}
+
+    def figures(self) -> dict[str, float]:
+        """Of the model in use, and of whoever `also` tells of itself, for the metrics page."""
+        keeper = self.parts.keeper
+        age = now_ms() - keeper.learned_at if keeper.learned_at else 0
+        own = {
+            "model_age_seconds": age / 1000,
+            "model_sequence": float(keeper.sequence),
+            "model_deltas_applied": float(keeper.applied),
+            "model_set_aside": float(len(keeper.refused)),
+        }
+        return own | (self.also() if self.also else {})
 
     def close(self) -> None:
         self.parts.close()

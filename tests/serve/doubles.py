@@ -94,6 +94,9 @@ class MemoryEngine:
     def ready(self) -> tuple[bool, dict[str, object]]:
         return self.is_ready, {"model": "loaded" if self.is_ready else "none yet", "position": self.end()}
 
+    def figures(self) -> dict[str, float]:
+        return {"model_sequence": 3.0}
+
     def lag(self) -> dict[str, float]:
         return {"state": self.behind}
 

@@ -15,7 +15,6 @@ from mainstem.schema.config import Config, EntityTypeConfig, ModelConfig, TrainC
 from mainstem.schema.examples import Examples
 from mainstem.schema.ids import Keys, key64, keys64
 from mainstem.schema.position import START, Position
-from mainstem.schema.protocols import Catalog
 from mainstem.schema.records import Entity, Event
 from mainstem.schema.time import DAY
 from mainstem.train import Towers, Trainer
@@ -33,7 +32,7 @@ CONFIG = Config(
 ITEM_KEYS = keys64("item", [str(i) for i in range(ITEMS)])
 
 
-def catalog_of(items: int = ITEMS) -> Catalog:
+def catalog_of(items: int = ITEMS) -> catalogs.MemoryCatalog:
     catalog = catalogs.open("memory://", entities=CONFIG.entities)
     parity = ("even", "odd")
     catalog.write(
@@ -72,6 +71,7 @@ class Source:
 
     def __init__(self, events: EventBatch, on_examples: Callable[[], None] = lambda: None) -> None:
         self.events, self.position, self.on_examples = events, Position.at(len(events)), on_examples
+        self.catalog = catalog_of()
         self.asked: list[tuple[int, int]] = []
 
     def session_starts(self, events: EventBatch, order: np.ndarray) -> np.ndarray:

@@ -15,10 +15,9 @@ from mainstem.schema.ids import Keys, keys64
 from mainstem.schema.protocols import History
 from mainstem.schema.records import Event
 from mainstem.schema.time import DAY
-from mainstem.train import RetrievalTrainer, Towers, retrieval
-from mainstem.train.retrieval import Positives
-from mainstem.train.towers import CHANNELS, HISTORY
-from mainstem.train.trainer import new_towers
+from mainstem.train import RetrievalTrainer, Towers, new_towers, retrieval
+from mainstem.train.interactions import HISTORY, Positives
+from mainstem.train.towers import CHANNELS
 
 
 def positives_of(events: EventBatch, interest: dict[str, float] | None = None) -> Positives:
@@ -79,13 +78,9 @@ def test_a_new_item_is_known_by_its_attributes(learned: RetrievalTrainer) -> Non
 def test_training_and_serving_make_the_same_user_vector(learned: RetrievalTrainer) -> None:
     towers, data = learned.towers, learned.positives
     row = np.array([len(data) - 1])
-    places, offsets, weights = learned.histories(row)
+    places, _ = data.histories(row)
     assert len(places) > 3
-    gathered = towers.lookup.gather(
-        {"user": data.user[row], "history": data.entity[places]}, create=False, gradient=False
-    )
-    with torch.no_grad():
-        batch = towers.user_batch(gathered, offsets, weights)[0].numpy()
+    batch = towers.vectors_before(data.batch(row))[0]
     history = History(data.entity[places], np.zeros(len(places), np.int16), data.interest[places], data.time[places])
     alone = towers.user_vectors()(int(data.user[row[0]]), history, data.interest[places], int(data.time[row[0]]))
     np.testing.assert_allclose(alone, batch, atol=1e-6)
@@ -120,7 +115,7 @@ def batch_of(rows: list[tuple[str, int, str | None, str]]) -> EventBatch:
 def leaks(data: Positives, trainer: RetrievalTrainer, events: EventBatch) -> bool:
     """Whether any history holds the positive's own session, that moment, anything later, or another user's."""
     session = dict(zip(events.entity.tolist(), events.session.tolist(), strict=True))
-    places, offsets, _ = trainer.histories(np.arange(len(data)))
+    places, offsets = trainer.positives.histories(np.arange(len(data)))
     for row in range(len(data)):
         for place in places[offsets[row] : offsets[row + 1]]:
             if data.user[place] != data.user[row] or data.time[place] >= data.time[row]:
@@ -172,7 +167,10 @@ def test_histories_are_the_latest_events_and_their_weights_fall_with_age() -> No
     n = HISTORY + 10
     events = batch_of([("u", i * DAY, f"s{i}", "purchase") for i in range(n)])
     trainer = trainer_of(positives_of(events))
-    places, offsets, weights = trainer.histories(np.array([n - 1, 0, 2]))
+    rows = np.array([n - 1, 0, 2])
+    places, offsets = trainer.positives.histories(rows)
+    batch = trainer.positives.batch(rows)
+    weights = trainer.towers.history_weights(batch.age, batch.history_interest)
     assert offsets.tolist() == [0, HISTORY, HISTORY, HISTORY + 2]
     assert places.tolist() == [*range(n - 1 - HISTORY, n - 1), 0, 1]
     age = np.array([2, 1])[:, None] * DAY
@@ -187,7 +185,7 @@ def test_recall_is_the_oracles(learned: RetrievalTrainer) -> None:
     rows, hits = np.arange(0, len(data), 7), 0
     vectors = towers.entity_vectors(learned.entities)
     for row in rows:
-        places, _, _ = learned.histories(np.array([row]))
+        places, _ = data.histories(np.array([row]))
         history = History(
             data.entity[places], np.zeros(len(places), np.int16), data.interest[places], data.time[places]
         )
@@ -195,10 +193,7 @@ def test_recall_is_the_oracles(learned: RetrievalTrainer) -> None:
         if len(places):
             user = towers.user_vectors()(int(keys[0]), history, data.interest[places], int(data.time[row]))
         else:
-            gathered = towers.lookup.gather({"user": keys, "history": keys[:0]}, create=False, gradient=False)
-            with torch.no_grad():
-                weights = np.zeros((0, len(CHANNELS)), np.float32)
-                user = towers.user_batch(gathered, np.array([0, 0]), weights)[0].numpy()
+            user = towers.vectors_before(data.batch(np.array([row])))[0]
         best = learned.entities[np.argsort(-(vectors @ user), kind="stable")[:10]]
         hits += data.entity[row] in best
     assert learned.recall(rows, k=10, chunk=13) == pytest.approx(hits / len(rows), abs=1.01 / len(rows))
@@ -213,8 +208,8 @@ def test_what_comes_up_only_later_is_not_learned_as_unwanted() -> None:
     data, new = trainer.positives, late.entity
     list(trainer.epoch(np.flatnonzero(data.time < T0 + 50 * DAY), np.random.default_rng(0)))
     assert trainer.towers.table.find(new).tolist() == [-1]
-    assert trainer.share[trainer.entities == new] == 0
-    assert trainer.share.sum() == pytest.approx(1)
+    assert trainer.population.share(new) == 0
+    assert trainer.population.share(trainer.entities).sum() == pytest.approx(1)
     list(trainer.epoch(np.arange(len(data)), np.random.default_rng(0)))  # canary
     assert trainer.towers.table.find(new) >= 0
 

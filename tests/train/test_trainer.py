@@ -15,8 +15,9 @@ from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config, EntityTypeConfig, HeadConfig, ModelConfig, TrainConfig
 from mainstem.schema.errors import Incompatible, NotReady
 from mainstem.schema.time import DAY, MINUTE
-from mainstem.train import Trainer
-from mainstem.train.trainer import new_towers, restore, time_split
+from mainstem.train import Trainer, new_towers, restore
+from mainstem.train.towers import TABLE
+from mainstem.train.trainer import time_split
 from mainstem.weights import Snapshot
 
 
@@ -24,17 +25,18 @@ def snapshot_of(folder: Path, line: str = "main") -> Snapshot:
     snapshots = weights.open(str(folder))
     version = snapshots.latest(line).version
     assert version is not None
-    return snapshots.load(line, version)
+    return snapshots.load(line, version, training=True)
 
 
 def assert_equal(a: Snapshot, b: Snapshot) -> None:
     assert a.tensors.keys() == b.tensors.keys()
     for name, array in a.tensors.items():
         np.testing.assert_array_equal(array, b.tensors[name], err_msg=name)
-    assert a.table is not None
-    assert b.table is not None
-    for name, array in a.table.items():
-        np.testing.assert_array_equal(array, b.table[name], err_msg=name)
+    for name, array in a.tables[TABLE].items():
+        np.testing.assert_array_equal(array, b.tables[TABLE][name], err_msg=name)
+    assert a.training.keys() == b.training.keys()
+    for name, array in a.training.items():
+        np.testing.assert_array_equal(array, b.training[name], err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +102,8 @@ def test_towers_have_not_seen_the_time_of_the_examples(tmp_path: Path) -> None:
         trainer(tmp_path / str(n)).run(Watching(batch))
     np.testing.assert_array_equal(*seen)
     assert not np.array_equal(events.entity, changed.entity)
-    ends = [snapshot_of(tmp_path / str(n)).table for n in (0, 1)]
-    assert not np.array_equal(ends[0]["values"], ends[1]["values"])  # type: ignore[index]  # canary: they did differ
+    ends = [snapshot_of(tmp_path / str(n)).tables[TABLE] for n in (0, 1)]
+    assert not np.array_equal(ends[0]["values"], ends[1]["values"])  # canary: they did differ
 
 
 # ---- too little ------------------------------------------------------------------------------------
@@ -132,9 +134,9 @@ def test_a_restored_snapshot_answers_as_the_networks_in_memory_did(tmp_path: Pat
     made = {}
 
     class Keeping(Trainer):
-        def publish(self, towers, ranker, *rest):  # type: ignore[no-untyped-def]
-            made.update(towers=towers, ranker=ranker.eval())
-            return super().publish(towers, ranker, *rest)
+        def publish(self, retrieval, ranker, *rest):  # type: ignore[no-untyped-def]
+            made.update(towers=retrieval.towers, ranker=ranker.eval())
+            return super().publish(retrieval, ranker, *rest)
 
     catalog = catalog_of()
     report = Keeping(CONFIG, catalog, weights.open(str(tmp_path))).run(Source(purchases()))

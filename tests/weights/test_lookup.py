@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mainstem.models import TwoTower, TwoTowerConfig
 from mainstem.models.losses import log_inclusion, sampled_softmax
 from mainstem.schema.ids import key64
 from mainstem.weights import Lookup, MemoryTable
+from mainstem.weights.family import Family
 
 
 def _keys(*values: int) -> np.ndarray:
@@ -104,3 +107,130 @@ def test_two_tower_learns_the_checkerboard_through_lookups() -> None:
         top = (u @ v.T).topk(n // 2).indices
     assert (top % 2 == torch.arange(n)[:, None] % 2).float().mean() == 1.0
     assert len(table) == 2 * n
+
+
+class _Noting(MemoryTable):
+    """The plain table with two families, which notes what it was asked to create."""
+
+    families = (Family("first"), Family("second"))
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.asked: dict[int, tuple[int, int, int]] = {}
+
+    def find_or_create(
+        self, keys: np.ndarray, family: int = 0, time: int = 0, sights: np.ndarray | None = None
+    ) -> np.ndarray:
+        assert sights is not None
+        for key, seen in zip(keys.tolist(), sights.tolist(), strict=True):
+            if key:
+                assert key not in self.asked, "each key is asked for once a look-up"
+                self.asked[key] = (family, time, seen)
+        return super().find_or_create(keys)
+
+
+def test_creation_says_family_time_and_how_often_a_key_was_seen() -> None:
+    table = _Noting(2)
+    roles = {"a": _keys(1, 2, 1), "b": _keys(3, 2, 0), "c": _keys(4, 1, 4), "d": _keys(3, 5)}
+    gathered = Lookup(table).gather(roles, create={"b", "c", "d"}, families={"a": 1, "b": 1, "d": 1}, time=77)
+    # `a` creates nothing: its sights do not count; 3 is seen in b and d, 1 and 4 belong to c, whose family is 0
+    assert table.asked == {1: (0, 77, 1), 2: (1, 77, 1), 3: (1, 77, 2), 4: (0, 77, 2), 5: (1, 77, 1)}
+    for name, keys in roles.items():
+        want = table.gather(table.find(keys))
+        np.testing.assert_array_equal(gathered.rows[gathered.places[name]].detach().numpy(), want)
+    with pytest.raises(ValueError, match="typo"):
+        Lookup(table).gather(roles, families={"typo": 1})
+
+
+def test_keys_that_every_role_shares_take_the_first_creating_family() -> None:
+    table = _Noting(2)
+    Lookup(table).gather({"a": _keys(9), "b": _keys(9), "c": _keys(9)}, create={"b", "c"}, families={"b": 1})
+    assert table.asked == {9: (1, 0, 2)}
+
+
+def _places_and_weights(seed: int, n: int, kinds: int) -> tuple[np.ndarray, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, kinds, n).astype(np.uint64), torch.from_numpy(rng.normal(size=(n, 3)).astype(np.float32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    sizes=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+    kinds=st.integers(1, 12),
+    taken=st.sampled_from(["a", "b", "a b", "b a", "a b a"]),
+)
+def test_taking_is_indexing_forward_and_backward(seed: int, sizes: tuple[int, int], kinds: int, taken: str) -> None:
+    """Any mixture of takes and indexings of both roles gives the loss and the gradient of indexing alone."""
+    roles, weights = {}, {}
+    for number, name in enumerate("ab"):
+        roles[name], weights[name] = _places_and_weights(seed + number, sizes[number], kinds)
+    table = MemoryTable(3)
+    results = []
+    for take in (True, False):
+        gathered = Lookup(table).gather(roles)
+        loss = torch.zeros(())
+        for name in [*taken.split(), "plain"]:
+            if name == "plain":  # indexing beside the takes, in both runs
+                loss = loss + (gathered.rows[gathered.places["a"]] * weights["a"]).sum()
+            else:
+                each = gathered.take(name) if take else gathered.rows[gathered.places[name]]
+                assert each.shape == (len(roles[name]), 3)
+                loss = loss + (each.square() * weights[name]).sum()
+        loss.backward()
+        assert gathered.rows.grad is not None
+        results.append((loss.detach().numpy(), gathered.rows.grad.numpy()[1:]))  # row 0 does not learn
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5, atol=1e-5)
+
+
+def _one_gradient(threads: int) -> np.ndarray:
+    """The gradient of a take that is large enough to be cut into parts, many places a row."""
+    keys, weights = _places_and_weights(5, 40_000, 3000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        gathered = Lookup(MemoryTable(3)).gather({"a": keys})
+        (gathered.take("a") * weights).sum().backward()
+    finally:
+        torch.set_num_threads(before)
+    assert gathered.rows.grad is not None
+    return gathered.rows.grad.numpy()
+
+
+def test_sums_are_in_the_order_of_places_whatever_the_threads() -> None:
+    keys, weights = _places_and_weights(5, 40_000, 3000)
+    places = Lookup(MemoryTable(3)).gather({"a": keys}).places["a"].numpy()
+    want = np.zeros((places.max() + 1, 3), np.float32)
+    np.add.at(want, places, weights.numpy())  # one after the other, in float32
+    want[0] = 0
+    for threads in (1, 2):
+        np.testing.assert_array_equal(_one_gradient(threads), want)
+    # the canary: sums in another order, and the last gradient in place of the sum, are told apart
+    backwards, last = np.zeros_like(want), np.zeros_like(want)
+    np.add.at(backwards, places[::-1], weights.numpy()[::-1])
+    last[places] = weights.numpy()
+    assert (backwards[1:] != want[1:]).any()
+    assert (last[1:] != want[1:]).any()
+
+
+def test_the_default_row_gets_no_gradient_from_a_take() -> None:
+    gathered = Lookup(MemoryTable(2)).gather({"a": _keys(0, 5, 0), "unknown": _keys(6, 7)}, create={"a"})
+    (gathered.take("a").sum() + gathered.take("unknown").sum()).backward()
+    assert gathered.rows.grad is not None
+    assert gathered.rows.grad.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+
+
+def test_steps_of_takes_move_the_table_as_indexing_does() -> None:
+    tables = [MemoryTable(3), MemoryTable(3)]
+    for step in range(5):
+        keys, weights = _places_and_weights(step, 50, 20)
+        for table, take in zip(tables, (True, False), strict=True):
+            lookup = Lookup(table)
+            gathered = lookup.gather({"a": keys})
+            each = gathered.take("a") if take else gathered.rows[gathered.places["a"]]
+            (each.square() * weights).sum().backward()
+            lookup.apply_gradients(0.1)
+    one, two = (table.state() for table in tables)
+    np.testing.assert_array_equal(one["keys"], two["keys"])
+    np.testing.assert_allclose(one["values"], two["values"], rtol=1e-5, atol=1e-6)

@@ -305,14 +305,14 @@ class Pipeline:
         found: Candidates,
     ) -> Slate:
         trail.timings["total"] = round((time.monotonic() - question.started) * 1000, 3)
-        version = model.version if model else None
         return Slate(
             request_id=fresh_id("slate"),
             canvas=question.context.canvas,
             time=question.time,
             items=items,
             model_line=model.line if model else "main",
-            dense_version=version,
+            dense_version=model.version if model else None,
+            sparse_version=model.sparse_version if model else None,
             index_version=model.index.version if model else None,
             position=str(view.position),
             timings_ms=trail.timings,

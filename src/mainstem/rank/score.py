@@ -23,7 +23,7 @@ class ModelVersion:
 
     `user_vector(context, view, tenant)` -> float32 [dim]; `embed(keys)` -> unit vectors [n, dim] for the index;
     `scores(x [n, f])` -> float32 [n, len(heads)], probabilities or values; `inputs` names the columns of x: the
-    features and what `rank_inputs` adds.
+    features and what `rank_inputs` adds. version: of the dense part; sparse_version: of the rows.
     """
 
     line: str
@@ -34,6 +34,7 @@ class ModelVersion:
     user_vector: Callable[[Context, FeatureView, str], Floats]
     scores: Callable[[Floats], Floats]
     embed: Callable[[Keys], Floats]
+    sparse_version: str | None = None
 
 
 def rank_inputs(model: ModelVersion, context: Context, view: FeatureView, tenant: str, keys: Keys) -> Floats:

@@ -17,11 +17,13 @@ __all__ = [
     "Config",
     "EntityTypeConfig",
     "EventConfig",
+    "FamilyConfig",
     "FeatureConfig",
     "HeadConfig",
     "LogConfig",
     "Mismatch",
     "ModelConfig",
+    "OnlineConfig",
     "ServeConfig",
     "SourceConfig",
     "StorageConfig",
@@ -148,6 +150,22 @@ class CanvasConfig(_Section):
         return deadline
 
 
+class FamilyConfig(_Section):
+    """How the embedding rows of one kind of key start, learn, earn their place and leave."""
+
+    optimizer: Literal["rowwise_adagrad", "adagrad", "adam", "ftrl"] = "rowwise_adagrad"
+    scale: float = Field(default=0.05, ge=0)
+    """New rows are uniform between minus this and this."""
+    admit_after: int = Field(default=1, ge=1, le=255)
+    """A key earns its row when it is seen for the n-th time; sights are counted in bounded memory."""
+    admit_probability: float = Field(default=1.0, gt=0, le=1)
+    """Each such sight earns the row with this chance."""
+    expire: Duration | None = "400d"
+    """A row that was not trained on for so long, in event time, is dropped; null: never."""
+    capacity: int | None = Field(default=None, ge=1)
+    """Rows at most; one more makes one of the least recently seen leave."""
+
+
 class ModelConfig(_Section):
     """Sizes of the networks."""
 
@@ -157,6 +175,31 @@ class ModelConfig(_Section):
     """Hidden layers of the ranking network."""
     temperature: float = Field(default=0.1, gt=0)
     """Of the retrieval softmax over normalised vectors."""
+    families: dict[Literal["user", "entity", "attribute"], FamilyConfig] = {}
+    """Embedding rows by kind of key; what is not named has the defaults."""
+
+
+class OnlineConfig(_Section):
+    """Learning from the log as it grows: `mainstem train --online`, `mainstem run`."""
+
+    batch: int = Field(default=512, ge=1, le=100_000)
+    """Log records in one step at most: more learn faster where events are many, fewer forget less on the way."""
+    publish_every: Duration = "500ms"
+    """What was learned since goes to serving as a delta; the shorter, the fresher, and the more the work."""
+    dense_every: Duration = "1m"
+    """The networks' own weights go along so often; serving then embeds the whole catalogue anew."""
+    snapshot_every: Duration = "5m"
+    """A whole copy, from which training goes on after a crash and servers start."""
+    keep: int = Field(default=3, ge=1)
+    """Snapshots kept; deltas are kept as long as one of them needs them."""
+    rebuild_every: Duration | None = None
+    """Train anew from the whole history so often, beside the stream; null: only by `mainstem train`."""
+    max_lag: int = Field(default=1_000_000, ge=1)
+    """Records behind the log beyond which the oldest are only noted in histories, not learned from; they are counted."""
+    loss_jump: float = Field(default=0.5, gt=0)
+    """The guard refuses an update whose loss is so much above its running reference: 0.5 is half more."""
+    canary_overlap: float = Field(default=0.2, ge=0, le=1)
+    """The guard refuses an update after which less than this share of the canary slates' items are still in them."""
 
 
 class TrainConfig(_Section):
@@ -183,6 +226,7 @@ class TrainConfig(_Section):
     """Epochs without a better validation loss before training stops."""
     served_is_seen: bool = False
     """Take every slate on record as seen; else only those shown, or with `impression` events, are learned from."""
+    online: OnlineConfig = OnlineConfig()
     threads: int = Field(default=1, ge=1)
     """Threads of the retrieval training. More than one helps only where the cores have nothing else to do."""
 

@@ -278,7 +278,7 @@ class Answers:
         return ready, _encode(wire.Ready(ready, parts))
 
     def metrics_text(self) -> bytes:
-        return self.metrics.text(self.engine.lag())
+        return self.metrics.text(self.engine.lag(), self.engine.figures())
 
 
 def _attempt(call: Callable[[A], R], argument: A) -> R | Exception:

@@ -38,6 +38,10 @@ class Engine(Protocol):
         """Records that each follower is behind the log, by its name: {"state": 12.0}."""
         ...
 
+    def figures(self) -> dict[str, float]:
+        """Gauges of the model in use, by the names of `metrics.FIGURES`."""
+        ...
+
     def end(self) -> Position:
         """The position after the newest durable record."""
         ...

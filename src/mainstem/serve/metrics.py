@@ -14,6 +14,22 @@ __all__ = ["Metrics"]
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
 
+FIGURES = {
+    "model_age_seconds": "Since what is in use now was published.",
+    "model_sequence": "The last delta in use, counted from its base.",
+    "model_deltas_applied": "Deltas taken into use since the start.",
+    "model_set_aside": "Snapshots and deltas that were not taken into use.",
+    "trainer_lag_records": "Records of the log that the trainer has not come to.",
+    "trainer_records": "Records that the trainer has read since its start.",
+    "trainer_positives": "Events that it has learned from.",
+    "trainer_only_noted_records": "Records noted but not learned from, as the trainer was more than max_lag behind.",
+    "trainer_passed_over_records": "Records of refused updates.",
+    "trainer_published": "Deltas published.",
+    "trainer_refused": "Updates that the guard refused.",
+    "trainer_loss": "Loss of the latest micro-batch before it was learned.",
+}
+"""Gauges of the model in use, and of a trainer in the same process."""
+
 
 class Metrics:
     """What is counted. Safe to use from any thread."""
@@ -48,6 +64,7 @@ class Metrics:
         )
         self._lag = Gauge("mainstem_follower_lag", "How far a follower is behind the log.", ["follower"],
                           registry=registry)  # fmt: skip
+        self._figures: dict[str, Gauge] = {}
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
         """One request is answered. `route` is the template of the path, never the path itself."""
@@ -70,9 +87,13 @@ class Metrics:
         """A write was refused because the state lags too far."""
         self._refused.inc()
 
-    def text(self, lag: Mapping[str, float]) -> bytes:
-        """The exposition format, with the followers' lag as of now."""
+    def text(self, lag: Mapping[str, float], figures: Mapping[str, float]) -> bytes:
+        """The exposition format, with the followers' lag and the model's figures as of now."""
         self._lag.clear()
         for follower, behind in lag.items():
             self._lag.labels(follower).set(behind)
+        for name, value in figures.items():
+            if name not in self._figures:
+                self._figures[name] = Gauge(f"mainstem_{name}", FIGURES[name], registry=self.registry)
+            self._figures[name].set(value)
         return generate_latest(self.registry)

@@ -1,15 +1,37 @@
-"""Examples -> steps -> snapshots.
+"""Examples -> steps -> deltas and snapshots; from a whole log, or from the log as it grows.
 
-towers.py     the two-tower model with its table: one definition of its keys, for training and serving
-retrieval.py  trains the towers on the log's positives (sampled softmax, logQ)
-ranking.py    trains the ranking network on replayed or joined examples (listwise softmax, calibrated)
-threads.py    how many threads torch uses in a stage
-trainer.py    the run: time split, checkpoints, early stopping, the published snapshot
+towers.py        the two-tower model with its table: one definition of its keys, for training and serving
+networks.py      new networks as configured, and those of a snapshot
+interactions.py  positives with their users' histories, from a whole log
+histories.py     the same, online
+population.py    how often entities are taken: Q of the logQ correction, and even draws
+retrieval.py     a step of the towers (sampled softmax, logQ), and epochs of them
+ranking.py       trains the ranking network on replayed or joined examples (listwise softmax, calibrated)
+trainer.py       the run over a whole log: time split, checkpoints, early stopping, the published snapshot
+online.py        learns from log records in order, one micro-batch at a time
+stream.py        the trainer beside the server: tails the log, publishes deltas, recovers
+guard.py         what must be true of an update before it is published
+published.py     a learner's whole state as a snapshot, and back
+threads.py       how many threads torch uses in a stage
 """
 
+from mainstem.train.networks import new_towers, restore
+from mainstem.train.online import OnlineLearner
 from mainstem.train.ranking import RankingFit, fit_ranker
 from mainstem.train.retrieval import RetrievalTrainer
+from mainstem.train.stream import OnlineTrainer
 from mainstem.train.towers import Towers
 from mainstem.train.trainer import Trainer, TrainingReport
 
-__all__ = ["RankingFit", "RetrievalTrainer", "Towers", "Trainer", "TrainingReport", "fit_ranker"]
+__all__ = [
+    "OnlineLearner",
+    "OnlineTrainer",
+    "RankingFit",
+    "RetrievalTrainer",
+    "Towers",
+    "Trainer",
+    "TrainingReport",
+    "fit_ranker",
+    "new_towers",
+    "restore",
+]

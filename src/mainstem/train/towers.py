@@ -16,14 +16,19 @@ from mainstem.models import NumpyUserTower, TwoTower
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Catalog, Floats, History
 from mainstem.schema.time import DAY
+from mainstem.train.interactions import HISTORY, Interactions
 from mainstem.weights import Gathered, Lookup, Table
 
-__all__ = ["CHANNELS", "HISTORY", "Towers"]
+__all__ = ["CHANNELS", "FAMILIES", "TABLE", "Towers"]
 
 # Half-lives of the history's two poolings: what the user is, and what the user is up to.
 CHANNELS = (90 * DAY, 7 * DAY)
-# Latest events that the user tower reads.
-HISTORY = 50
+# The table's name in snapshots and deltas.
+TABLE = "towers"
+# Feature families of the table, and which one the keys of each role belong to.
+FAMILIES = ("user", "entity", "attribute")
+ENTITY_ROLES = ("entity", "attribute")
+ROLE_FAMILY = {"user": 0, "entity": 1, "history": 1, "attribute": 2}
 
 
 class Towers:
@@ -45,10 +50,33 @@ class Towers:
         half_lives = np.array(CHANNELS, np.float64)
         return (interest[:, None] * np.exp2(-np.maximum(age, 0)[:, None] / half_lives)).astype(np.float32)
 
-    def entity_batch(self, gathered: Gathered, role: str, n: int) -> Tensor:
-        """Vectors [n, dim] of the entities whose keys were gathered as `role`."""
-        each = 1 + len(self.attributes)
-        return self.module.entity(gathered.rows, gathered.places[role], torch.arange(n + 1) * each)
+    def gather(
+        self, users: Keys, history: Keys, entities: Keys, *,
+        taken: Keys | None = None, gradient: bool = True, time: int = 0,
+    ) -> Gathered:  # fmt: skip
+        """One look-up (law 7) of users, of their histories, and of entities with their attributes.
+
+        taken: what the users took, for a training step at `time`: users, these entities and their attributes may earn
+        rows and count as seen. What is only drawn as a negative, or stands in a history, does neither.
+        """
+        roles = self._entity_roles(entities) | {"user": users, "history": history}
+        families = dict(ROLE_FAMILY)
+        if taken is not None:
+            seen = {f"taken {role}": keys for role, keys in self._entity_roles(taken).items()}
+            families |= {role: ROLE_FAMILY[role.removeprefix("taken ")] for role in seen}
+            roles |= seen
+        create = ("user", *(role for role in roles if role.startswith("taken "))) if taken is not None else False
+        return self.lookup.gather(roles, families=families, time=time, create=create, gradient=gradient)
+
+    def _entity_roles(self, entities: Keys) -> dict[str, Keys]:
+        keys = self.entity_keys(entities)
+        return {"entity": np.ascontiguousarray(keys[:, 0]), "attribute": keys[:, 1:].ravel()}
+
+    def entity_batch(self, gathered: Gathered, n: int) -> Tensor:
+        """Vectors [n, dim] of the entities whose keys were gathered."""
+        own, attributes = (gathered.places[role] for role in ENTITY_ROLES)
+        places = torch.cat([own[:, None], attributes.reshape(n, len(self.attributes))], dim=1)
+        return self.module.entity(gathered.rows, places.ravel(), torch.arange(n + 1) * places.shape[1])
 
     def user_batch(self, gathered: Gathered, offsets: NDArray[np.int64], weights: Floats) -> Tensor:
         """Vectors [b, dim] of the users gathered as `user`, each with its segment of `history`.
@@ -66,9 +94,17 @@ class Towers:
         parts = [np.zeros((0, self.table.dim), np.float32)]
         for start in range(0, len(entities), chunk):
             some = entities[start : start + chunk]
-            gathered = self.lookup.gather({"entity": self.entity_keys(some).ravel()}, create=False, gradient=False)
-            parts.append(self.entity_batch(gathered, "entity", len(some)).numpy())
+            gathered = self.lookup.gather(self._entity_roles(some), create=False, gradient=False)
+            parts.append(self.entity_batch(gathered, len(some)).numpy())
         return np.concatenate(parts)
+
+    @torch.no_grad()
+    def vectors_before(self, batch: Interactions) -> Floats:
+        """Unit vectors float32 [b, dim] of the users of `batch` as of then."""
+        gathered = self.gather(batch.user, batch.history, batch.entity[:0], gradient=False)
+        weights = self.history_weights(batch.age, batch.history_interest)
+        found: Floats = self.user_batch(gathered, batch.offsets, weights).numpy()
+        return found
 
     def user_vectors(self) -> Callable[[int, History, Floats, int], Floats]:
         """A function of (user key, history oldest first, interest float32 [m] of its events, time) that gives the

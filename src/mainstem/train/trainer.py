@@ -22,22 +22,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mainstem.models import Head, Ranker, RankerConfig, TwoTower, TwoTowerConfig
+from mainstem.catalog import MemoryCatalog
+from mainstem.models import Ranker
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config, TrainConfig
-from mainstem.schema.errors import Incompatible, NotReady, StoreError
+from mainstem.schema.errors import NotReady
 from mainstem.schema.examples import Examples
 from mainstem.schema.position import Position
-from mainstem.schema.protocols import Catalog
 from mainstem.schema.time import iso, parse_duration
+from mainstem.train.guard import Guard
+from mainstem.train.interactions import Positives
+from mainstem.train.networks import new_ranker, new_towers
+from mainstem.train.online import OnlineLearner
+from mainstem.train.published import state_of
 from mainstem.train.ranking import RankingFit, fit_ranker
-from mainstem.train.retrieval import Positives, RetrievalTrainer
+from mainstem.train.retrieval import RetrievalTrainer
 from mainstem.train.threads import torch_threads
-from mainstem.train.towers import CHANNELS, Towers
-from mainstem.weights import MemoryTable, Snapshot, SnapshotMeta, Snapshots
+from mainstem.train.towers import TABLE, Towers
+from mainstem.weights import SnapshotMeta, Snapshots
 from mainstem.weights.checkpoints import flatten, random_states, restore_random, unflatten
 
-__all__ = ["ExampleSource", "Trainer", "TrainingReport", "new_towers", "restore", "time_split"]
+__all__ = ["ExampleSource", "Trainer", "TrainingReport", "time_split"]
 
 # The least that says anything: with fewer examples the network would learn noise.
 LEAST_SLATES = 20
@@ -53,6 +58,7 @@ class ExampleSource(Protocol):
     fingerprint: str
     inputs: tuple[str, ...]
     events: EventBatch
+    catalog: MemoryCatalog
 
     def session_starts(self, events: EventBatch, order: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Mask along `order`, in which a session's events stand together by time: where a session begins."""
@@ -78,18 +84,10 @@ class TrainingReport:
 Progress = Callable[[str, int, int], None]
 
 
-def new_towers(config: Config, catalog: Catalog) -> Towers:
-    """Untrained towers as configured; the category attributes of every entity type speak for its entities."""
-    kinds = [attribute for entity in config.entities.values() for attribute in entity.attributes.items()]
-    attributes = list(dict.fromkeys(name for name, kind in kinds if kind == "category"))
-    module = TwoTower(TwoTowerConfig(dim=config.model.dim, channels=len(CHANNELS)))
-    return Towers(module, MemoryTable(config.model.dim, seed=config.train.seed), catalog, attributes)
-
-
 class Trainer:
     """Runs training of one model line and publishes its snapshots."""
 
-    def __init__(self, config: Config, catalog: Catalog, snapshots: Snapshots, line: str = "main") -> None:
+    def __init__(self, config: Config, catalog: MemoryCatalog, snapshots: Snapshots, line: str = "main") -> None:
         self.config, self.catalog, self.snapshots, self.line = config, catalog, snapshots, line
 
     def run(self, source: ExampleSource, progress: Progress = lambda stage, done, total: None) -> TrainingReport:
@@ -125,7 +123,7 @@ class Trainer:
             for done, _ in enumerate(retrieval.epoch(rest, rng), 1):
                 progress("towers, to the end", min(done * config.retrieval_batch, len(rest)), len(rest))
         _lap(report, "towers to the end", clock)
-        report.version = self.publish(towers, ranker, source, report.metrics)
+        report.version = self.publish(retrieval, ranker, source, report.metrics)
         return report
 
     def _train_ranker(
@@ -142,24 +140,30 @@ class Trainer:
 
     def new_ranker(self, inputs: int) -> Ranker:
         """An untrained ranking network for so many input columns."""
-        return _new_ranker(self.config, inputs)
+        return new_ranker(self.config, inputs)
 
-    def publish(self, towers: Towers, ranker: Ranker, source: ExampleSource, metrics: dict[str, float]) -> str:
-        """Write a snapshot that serving can load; its version."""
-        tensors = {f"towers.{name}": tensor.numpy() for name, tensor in towers.module.state_dict().items()}
-        tensors |= {f"ranker.{name}": tensor.numpy() for name, tensor in ranker.state_dict().items()}
+    def publish(
+        self, retrieval: RetrievalTrainer, ranker: Ranker, source: ExampleSource, metrics: dict[str, float]
+    ) -> str:
+        """Write a snapshot that serving can load and online training can go on from; its version."""
+        learner = OnlineLearner(self.config, retrieval.towers, source.catalog)
+        learner.retrieval = retrieval.learner
+        learner.prime(source.events)
+        state = state_of(learner, Guard(self.config.train.online))
         meta = SnapshotMeta(
             fingerprint=source.fingerprint,
             position=source.position,
             metrics=metrics,
             extras={
                 "inputs": list(source.inputs),
-                "attributes": list(towers.attributes),
+                "attributes": list(retrieval.towers.attributes),
                 "heads": list(self.config.heads),
+                "state": state.tree,
             },
         )
-        version = self.snapshots.save(self.line, tensors, towers.table, meta)
-        self.snapshots.keep(self.line, 3)
+        tensors = state.dense | {f"ranker.{name}": tensor.numpy() for name, tensor in ranker.state_dict().items()}
+        version = self.snapshots.save(self.line, tensors, {TABLE: state.table}, meta, state.training)
+        self.snapshots.keep(self.line, self.config.train.online.keep)
         return version
 
     # ---- towers, with checkpoints ----------------------------------------------------------------
@@ -183,12 +187,12 @@ class Trainer:
             "run": run,
             "epochs": epochs,
             "module": towers.module.state_dict(),
-            "adam": retrieval.adam.state_dict(),
+            "adam": retrieval.learner.adam.state_dict(),
             "random": random_states(rng),
         }
         arrays, tree = flatten(state)
         line = f"{self.line}-training"
-        self.snapshots.save(line, arrays, towers.table, SnapshotMeta(extras={"state": tree}))
+        self.snapshots.save(line, arrays, {TABLE: towers.table}, SnapshotMeta(extras={"state": tree}))
         self.snapshots.keep(line, 1)
 
     def _resume(self, run: str, retrieval: RetrievalTrainer, rng: np.random.Generator) -> int:
@@ -197,13 +201,13 @@ class Trainer:
         newest = self.snapshots.latest(line)
         if newest.version is None:
             return 0
-        snapshot = self.snapshots.load(line, newest.version)
+        snapshot = self.snapshots.load(line, newest.version, training=True)
         state: dict[str, Any] = unflatten(snapshot.tensors, snapshot.manifest.extras["state"])
-        if state["run"] != run or snapshot.table is None:
+        if state["run"] != run:
             return 0
         retrieval.towers.module.load_state_dict(state["module"])
-        retrieval.towers.table.load(snapshot.table)
-        retrieval.adam.load_state_dict(state["adam"])
+        retrieval.towers.table.load(snapshot.tables[TABLE])
+        retrieval.learner.adam.load_state_dict(state["adam"])
         restore_random(state["random"], rng)
         return int(state["epochs"])
 
@@ -231,38 +235,6 @@ def time_split(times: NDArray[np.int64], config: TrainConfig) -> tuple[int, int]
     return start, cut
 
 
-def restore(snapshot: Snapshot, config: Config, catalog: Catalog) -> tuple[Towers, Ranker]:
-    """The networks of a published snapshot, ready to answer.
-
-    Raises Incompatible where it was trained for another configuration than `config`.
-    """
-    towers = new_towers(config, catalog)
-    version, extras = snapshot.manifest.version, snapshot.manifest.extras
-    remedy = "train again with this configuration (`mainstem train`), or go back to the one it was trained with"
-    trained_with = extras.get("attributes"), extras.get("heads", list(config.heads))
-    if trained_with != (list(towers.attributes), list(config.heads)):
-        raise Incompatible(
-            f"{version} was trained with the attributes {trained_with[0]} and heads {trained_with[1]}, configured are "
-            f"{list(towers.attributes)} and {list(config.heads)}: {remedy}"
-        )
-    ranker = _new_ranker(config, len(extras["inputs"]))
-    try:
-        towers.module.load_state_dict(_part(snapshot, "towers."))
-        ranker.load_state_dict(_part(snapshot, "ranker."))
-        if snapshot.table is not None:
-            towers.table.load(snapshot.table)
-    except (RuntimeError, StoreError) as error:  # torch says RuntimeError for every shape and name that does not fit
-        raise Incompatible(f"{version} does not fit the configured networks: {remedy}. {error}") from error
-    towers.module.eval()
-    ranker.eval()
-    return towers, ranker
-
-
-def _new_ranker(config: Config, inputs: int) -> Ranker:
-    heads = tuple(Head(name, head.type) for name, head in config.heads.items())
-    return Ranker(RankerConfig(features=inputs, heads=heads, hidden=tuple(config.model.hidden)))
-
-
 def _enough(train: Examples, valid: Examples, start: int, cut: int) -> None:
     """Raises NotReady, saying what is missing and where it was looked for."""
     if len(train) < LEAST_SLATES:
@@ -276,14 +248,6 @@ def _enough(train: Examples, valid: Examples, start: int, cut: int) -> None:
             f"no visits to validate on from {iso(cut)[:10]} on: ingest newer events of the kinds that `heads` names, "
             "or set a longer `train.validation`"
         )
-
-
-def _part(snapshot: Snapshot, prefix: str) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(prefix): torch.from_numpy(array)
-        for name, array in snapshot.tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 def _lap(report: TrainingReport, stage: str, clock: float) -> float:

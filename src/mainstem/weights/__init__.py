@@ -1,25 +1,50 @@
-"""Parameters that live: embedding tables by 64-bit key, the gathering of their rows, snapshots on disk.
+"""Parameters that live: collisionless tables, snapshots and deltas.
 
-`MemoryTable` holds rows that are created when a key is first trained on and carry their optimizer state.
-`Lookup` gathers all rows of a step as one leaf tensor and applies its gradient once per row (law 7). `open(url)` gives
-the `Snapshots` of every model line; a damaged one never loads. `checkpoints` puts the state of a training run
-(optimizers, random generators) into a snapshot, so that it resumes where it stopped.
+A `SlabTable` has a row of its own for every 64-bit key, created when the key has earned it, dropped when it expires,
+with its optimizer state (docs/tables.md). `Lookup` gathers all rows of a step as one leaf tensor and applies its
+gradient once per row (law 7). `open(url)` gives the `Snapshots` of every model line and their deltas; a damaged one
+never loads (docs/weights-format.md). `LineReader` follows a line. `checkpoints` turns the state of a training run into
+arrays, so that it resumes where it stopped.
 """
 
+from mainstem.weights.deltas import Delta, TableDelta
+from mainstem.weights.family import Adagrad, Adam, Family, Ftrl, RowwiseAdagrad
+from mainstem.weights.line_reader import Apply, LineReader, Rebase
 from mainstem.weights.lookup import Gathered, Lookup
-from mainstem.weights.memory import MemoryTable
-from mainstem.weights.snapshots import Manifest, Newest, Snapshot, SnapshotMeta, Snapshots, open
-from mainstem.weights.table import Table
+from mainstem.weights.slabs import SlabTable
+from mainstem.weights.snapshots import (
+    Manifest,
+    Newest,
+    Snapshot,
+    SnapshotMeta,
+    Snapshots,
+    Superseded,
+    open,
+)
+from mainstem.weights.table import Changes, Memory, Table
 
 __all__ = [
+    "Adagrad",
+    "Adam",
+    "Apply",
+    "Changes",
+    "Delta",
+    "Family",
+    "Ftrl",
     "Gathered",
+    "LineReader",
     "Lookup",
     "Manifest",
-    "MemoryTable",
+    "Memory",
     "Newest",
+    "Rebase",
+    "RowwiseAdagrad",
+    "SlabTable",
     "Snapshot",
     "SnapshotMeta",
     "Snapshots",
+    "Superseded",
     "Table",
+    "TableDelta",
     "open",
 ]

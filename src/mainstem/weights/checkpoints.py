@@ -4,7 +4,7 @@ A checkpoint is a snapshot (of a line of its own, say `main-training`) whose ten
 out of optimizers and random generators, and whose extras hold the rest:
 
     arrays, tree = flatten({"step": 40, "optimizer": optimizer.state_dict(), "random": random_states(generator)})
-    snapshots.save("main-training", arrays, table, SnapshotMeta(extras={"state": tree}))
+    snapshots.save("main-training", arrays, {"rows": table}, SnapshotMeta(extras={"state": tree}))
     ...
     state = unflatten(snapshot.tensors, snapshot.manifest.extras["state"])
 """

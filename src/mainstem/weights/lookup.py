@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mainstem.schema.ids import Keys
-from mainstem.schema.keyrows import unique_places
+from mainstem.schema.keyrows import compiled, mix, slots_for
+from mainstem.schema.protocols import Floats
+from mainstem.weights.lanes import add_row
+from mainstem.weights.parts import compiled_in_parts, owner, parts
 from mainstem.weights.table import Rows, Table
 
 __all__ = ["Gathered", "Lookup"]
+
+Numbers = NDArray[np.int64]
+
+_LEAST = 2048  # places a thread must get: below, waking it costs more than it saves
+_BLOCK = 6  # rows of a gradient are dealt to threads in blocks of 2^6: no two threads write one cache line
 
 
 @dataclass(slots=True)
@@ -31,12 +42,22 @@ class Gathered:
     places: dict[str, Tensor]
     _table_rows: Rows
 
+    def take(self, role: str) -> Tensor:
+        """The rows of a role's keys, one below the other: [n, dim], equal to `rows[places[role]]`.
+
+        Its gradient is summed per row by a compiled loop, in the order of the places whatever the number of threads;
+        that of row 0 is dropped, as the default row does not learn. Takes and indexings of one step add up. There is no
+        second derivative.
+        """
+        out: Tensor = _Take.apply(self.rows, self.places[role])  # type: ignore[no-untyped-call]
+        return out
+
 
 class Lookup:
     """Gathers rows of one table, and applies what backward left on them once per row.
 
-    A step: `gathered = lookup.gather({...})`, forward over `gathered.rows` and `gathered.places`,
-    `loss.backward()`, `lookup.apply_gradients(rate)`.
+    A step: `gathered = lookup.gather({...})`, forward over `gathered.take(role)` or `gathered.rows` and
+    `gathered.places`, `loss.backward()`, `lookup.apply_gradients(rate)`.
     """
 
     def __init__(self, table: Table) -> None:
@@ -44,27 +65,34 @@ class Lookup:
         self._pending: Gathered | None = None
 
     def gather(
-        self, roles: Mapping[str, Keys], *, create: bool | Collection[str] = True, gradient: bool = True
+        self,
+        roles: Mapping[str, Keys],
+        *,
+        families: Mapping[str, int] | None = None,
+        time: int = 0,
+        create: bool | Collection[str] = True,
+        gradient: bool = True,
     ) -> Gathered:
         """The rows of all roles' keys (uint64 [n] each), every key once.
 
-        create: whether keys without a row get one, or the names of the roles whose keys do; others read the
-        default row. gradient: False for validation and serving: rows take none and nothing is left pending.
+        families: which of the table's families new keys of a role belong to, 0 where a role is not named; a key of
+        several roles takes that of the first role that creates. time: event time in ms, for admission and expiry.
+        create: whether keys without a row may get one, or the names of the roles whose keys may; others read the
+        default row, and are no sight of their key. gradient: False for validation and serving: rows take none and
+        nothing is left pending.
         """
-        names = list(roles)
-        sizes = [len(roles[name]) for name in names]
-        keys = np.concatenate([np.zeros(0, np.uint64), *(roles[name] for name in names)])
-        unique, places = unique_places(keys)
-        rows = self._rows(unique, roles, create)
-        # keys without a row all share place 0, as key 0 does: their gradient has nowhere to go
-        found = rows >= 0
-        kept = np.concatenate((np.zeros(1, np.int64), np.flatnonzero(found)))
-        new_place = np.zeros(len(unique), np.int64)
-        new_place[kept[1:]] = np.arange(1, len(kept))
-        table_rows = rows[kept]
+        families = families or {}
+        creating = _creating(roles, families, create)
+        classes = [families.get(name, 0) if name in creating else -1 for name in roles]
+        sizes = [len(keys) for keys in roles.values()]
+        keys = np.concatenate([np.zeros(0, np.uint64), *roles.values()])
+        unique, family, sights, places = _distinct(
+            keys, np.cumsum(sizes, dtype=np.int64), np.array(classes, np.int64), slots_for(len(keys))
+        )
+        table_rows = _keep_found(self._rows(unique, classes, family, sights, time), places)
         leaf = torch.from_numpy(self.table.gather(table_rows)).requires_grad_(gradient)
-        parts = torch.split(torch.from_numpy(new_place[places]), sizes) if names else ()
-        gathered = Gathered(leaf, dict(zip(names, parts, strict=True)), table_rows)
+        split = torch.split(torch.from_numpy(places), sizes) if sizes else ()
+        gathered = Gathered(leaf, dict(zip(roles, split, strict=True)), table_rows)
         if gradient:
             self._pending = gathered
         return gathered
@@ -81,13 +109,121 @@ class Lookup:
         if pending.rows.grad is not None:
             self.table.update(pending._table_rows, pending.rows.grad.numpy(), learning_rate)
 
-    def _rows(self, unique: Keys, roles: Mapping[str, Keys], create: bool | Collection[str]) -> Rows:
-        if create is True:
-            return self.table.find_or_create(unique)
-        if create is not False:
-            unknown = set(create) - set(roles)
-            if unknown:
-                raise ValueError(f"create names roles that are not gathered: {', '.join(sorted(unknown))}")
-            for name in create:
-                self.table.find_or_create(roles[name])
+    def _rows(self, unique: Keys, classes: list[int], family: Numbers, sights: Numbers, time: int) -> Rows:
+        """The row of each key [u]: created, if its family is not -1, or only found."""
+        if len(set(classes)) == 1 and classes[0] >= 0:
+            return self.table.find_or_create(unique, classes[0], time, sights)
+        for each in sorted({*classes} - {-1}):
+            of = np.flatnonzero(family == each)
+            self.table.find_or_create(unique[of], each, time, sights[of])
+        # only now: making a row of one family may evict one that was found before
         return self.table.find(unique)
+
+
+def _creating(roles: Mapping[str, Keys], families: Mapping[str, int], create: bool | Collection[str]) -> set[str]:
+    """The roles whose keys may get rows. Raises ValueError where an option names what is not gathered."""
+    creating = set(roles if create is True else () if create is False else create)
+    for option, names in (("create", creating), ("families", set(families))):
+        if unknown := names - set(roles):
+            raise ValueError(f"{option} names roles that are not gathered: {', '.join(sorted(unknown))}")
+    return creating
+
+
+@compiled
+def _distinct(keys: Keys, ends: Numbers, classes: Numbers, slots: int) -> tuple[Keys, Numbers, Numbers, Numbers]:
+    """De-duplicate keys [n]: (unique [u], family [u], sights [u], places [n]), unique[places] == keys.
+
+    unique[0] is key 0; the others follow in order of first appearance. Role r ends before ends[r] and creates rows of
+    family classes[r], or none if that is -1; sights are how often a key stands in roles that create.
+    """
+    mask = np.uint64(slots - 1)
+    table = np.zeros(slots, np.int32)  # 0: empty
+    unique = np.empty(len(keys) + 1, np.uint64)
+    family = np.empty(len(keys) + 1, np.int64)
+    sights = np.empty(len(keys) + 1, np.int64)
+    places = np.zeros(len(keys), np.int64)
+    unique[0], family[0], sights[0] = np.uint64(0), -1, 0
+    count, start = 1, 0
+    for role in range(len(ends)):
+        owner = classes[role]
+        for i in range(start, ends[role]):
+            key = keys[i]
+            if key == np.uint64(0):
+                continue
+            slot = mix(key) & mask
+            while table[slot] != 0 and unique[table[slot]] != key:
+                slot = (slot + np.uint64(1)) & mask
+            place = table[slot]
+            if place == 0:
+                place = count
+                table[slot] = place
+                unique[place], family[place], sights[place] = key, -1, 0
+                count += 1
+            if owner >= 0:
+                sights[place] += 1
+                if family[place] < 0:
+                    family[place] = owner
+            places[i] = place
+        start = ends[role]
+    return unique[:count], family[:count], sights[:count], places
+
+
+@compiled
+def _keep_found(rows: Rows, places: Numbers) -> Rows:
+    """Table rows [k] of the leaf, -1 first; places are moved on to them, those of keys without a row to 0."""
+    moved = np.zeros(len(rows), np.int64)
+    kept = np.empty(len(rows), np.int64)
+    kept[0] = -1
+    count = 1
+    for i in range(1, len(rows)):
+        if rows[i] >= 0:
+            kept[count] = rows[i]
+            moved[i] = count
+            count += 1
+    if count < len(rows):
+        for i in range(len(places)):
+            places[i] = moved[places[i]]
+    return kept[:count].copy()
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(places)
+        ctx.count = len(rows)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (places,) = ctx.saved_tensors
+        return torch.from_numpy(_row_sums(places.numpy(), gradient.contiguous().numpy(), ctx.count)), None
+
+
+def _row_sums(places: Numbers, gradients: Floats, count: int) -> Floats:
+    """out[p] = sum of gradients [n, dim] at places p, in their order: float32 [count, dim]; out[0] stays 0."""
+    out = np.zeros((count, gradients.shape[1]), np.float32)
+    with parts(len(places), _LEAST) as pieces:
+        if pieces == 1:
+            _add_part(0, 1, places, gradients, out)
+        else:
+            _add_parts(pieces, places, gradients, out)
+    return out
+
+
+@compiled
+def _add_part(part: int, count: int, places: Numbers, gradients: Floats, out: Floats) -> None:
+    dim = out.shape[1]
+    size = np.int64(4 * dim)
+    target, source = np.int64(out.ctypes.data), np.int64(gradients.ctypes.data)
+    for i in range(len(places)):
+        place = places[i]
+        if place == 0 or (count > 1 and owner(mix(np.uint64(place >> _BLOCK)), count) != part):
+            continue
+        add_row(target + place * size, source + i * size, 0, dim)
+
+
+@compiled_in_parts
+def _add_parts(count: int, places: Numbers, gradients: Floats, out: Floats) -> None:
+    for part in numba.prange(count):
+        _add_part(part, count, places, gradients, out)

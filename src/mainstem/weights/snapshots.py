@@ -1,157 +1,100 @@
-"""Snapshots of model lines in a local directory: written whole or not at all, checked before they load.
+"""Versions of model lines: snapshots and the deltas between them, written whole or not at all, checked when read.
 
-    ROOT/LINE/VERSION/manifest.json        what it is, and the SHA-256 of everything else (and of itself)
-                      dense.safetensors    the tensors of the network
-                      table.safetensors    keys, rows and optimizer state of the table, where there is one
-    ROOT/LINE/.writer                      locked by whoever writes this line
-    ROOT/LINE/.new-*, .gone-*              being written, being deleted: never read, cleared by the next writer
+    ROOT/LINE/VERSION/manifest.json             what it is, and the SHA-256 of everything else (and of itself)
+                      dense.safetensors         the tensors of the network
+                      table-NAME.safetensors    keys and rows of one table: what serving needs
+                      training.safetensors      what only a trainer needs: optimizer state and whatever it adds
+    ROOT/LINE/deltas/BASE/SEQUENCE.delta        what changed since; see `delta_store`, `deltas`
+    ROOT/LINE/.writer, .head, .trainer          locks, in local stores
 
-A snapshot is written to `.new-*`, flushed to disk and renamed: a writer killed at any moment leaves the older
-snapshots as they were. Tombstones of erased keys are not known here: whoever loads re-applies them (law 10).
+A version exists if and only if its manifest does: it is written last and deleted first. So a writer killed at any
+moment leaves the older versions as they were, and a folder without a manifest, which the next writer clears.
+Tombstones of erased keys are not known here: whoever loads re-applies them (law 10).
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
-import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import msgspec
-import numpy as np
-import safetensors.numpy
-from numpy.typing import NDArray
-from safetensors import SafetensorError
 
-from mainstem.schema.errors import ConfigError, NotReady, StoreError
+from mainstem.schema.errors import NotReady, StoreError
 from mainstem.schema.ids import fresh_id
-from mainstem.schema.position import START, Position
+from mainstem.schema.position import Position
 from mainstem.schema.time import now_ms
+from mainstem.weights.delta_store import Deltas
+from mainstem.weights.deltas import Delta
+from mainstem.weights.files import Files, LocalFiles, open_files
+from mainstem.weights.manifests import Manifest, Place, SnapshotMeta
 from mainstem.weights.table import Arrays, Table
+from mainstem.weights.version_files import Snapshot, VersionFiles, line_folder
 
-__all__ = ["Manifest", "Newest", "Snapshot", "SnapshotMeta", "Snapshots", "open"]
+__all__ = ["Manifest", "Newest", "Place", "Snapshot", "SnapshotMeta", "Snapshots", "Superseded", "open"]
 
-_LINE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-_VERSION = re.compile(r"v-[0-9a-f]{32}")
-_MANIFEST, _DENSE, _TABLE = "manifest.json", "dense.safetensors", "table.safetensors"
-
-
-class SnapshotMeta(msgspec.Struct, frozen=True, kw_only=True):
-    """What the writer says of a snapshot.
-
-    fingerprint: of the features and configuration it was trained for (law 11); position: the log it has seen;
-    dense_version: which dense part this is, None for a new one; metrics: of its validation; extras: whatever
-    JSON the models need to be built again (sizes, feature names).
-    """
-
-    fingerprint: str = ""
-    position: Position = START
-    dense_version: str | None = None
-    metrics: dict[str, float] = {}
-    extras: dict[str, Any] = {}
+# Longest wait, in seconds, for another thread or process that is about to add a delta or a manifest.
+_HEAD_WAIT = 30.0
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    sha256: str
-    bytes: int
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a snapshot is. `created` is wall-clock time in ms; `position` is a Position's text."""
-
-    line: str
-    version: str
-    dense_version: str
-    fingerprint: str
-    position: str
-    created: int
-    metrics: dict[str, float | None]
-    extras: dict[str, Any]
-    files: dict[str, _File]
-    format: int = 1
-
-
-class _Sealed(msgspec.Struct, frozen=True):
-    sha256: str
-    manifest: msgspec.Raw
-
-
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """A loaded snapshot: every array is a private, writable copy. `table`: what `Table.load` takes, or None."""
-
-    manifest: Manifest
-    tensors: dict[str, NDArray[Any]]
-    table: dict[str, NDArray[Any]] | None
-
-    @property
-    def position(self) -> Position:
-        return Position.parse(self.manifest.position)
+class Superseded(StoreError):
+    """The newest base of the line is not the writer's: somebody rolled back or published a full snapshot."""
 
 
 class Newest(msgspec.Struct, frozen=True):
-    """The newest good version, None where there is none, and what was newer but damaged: version -> why."""
+    """`version`: the newest that is whole, or None; `skipped`: newer ones -> why they are not."""
 
     version: str | None
     skipped: dict[str, str]
 
 
 class Snapshots:
-    """All model lines under one directory. Any number of readers; one writer per line at a time."""
+    """The versions of every model line in one store. Many readers; one writer per line at a time."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, files: Files | Path) -> None:
+        self.files: Files = LocalFiles(files) if isinstance(files, Path) else files
+        self.deltas = Deltas(self.files)
+        self._versions = VersionFiles(self.files)
 
-    def save(
-        self, line: str, tensors: Mapping[str, NDArray[Any]], table: Table | None, meta: SnapshotMeta | None = None
-    ) -> str:
-        """Write a snapshot; its version, which sorts after all earlier ones. Durable on return.
+    @property
+    def root(self) -> Path:
+        """The folder of a local store."""
+        if not isinstance(self.files, LocalFiles):
+            raise StoreError("these weights rest in no local folder")
+        return self.files.root
 
-        Raises StoreError where another writer holds the line.
-        """
-        meta = meta or SnapshotMeta()
-        with self._writing(line) as folder:
-            version = self._next_version(line)
-            staged = folder / f".new-{version}"
-            staged.mkdir()
-            files = {_DENSE: _write(staged / _DENSE, safetensors.numpy.save(_contiguous(tensors)))}
-            if table is not None:
-                files[_TABLE] = _write(staged / _TABLE, safetensors.numpy.save(_contiguous(table.state())))
-            manifest = Manifest(
-                line=line,
-                version=version,
-                dense_version=meta.dense_version or version,
-                fingerprint=meta.fingerprint,
-                position=str(meta.position),
-                created=now_ms(),
-                metrics={name: float(value) for name, value in meta.metrics.items()},
-                extras=meta.extras,
-                files=files,
-            )
-            _write(staged / _MANIFEST, _seal(manifest))
-            _flush(staged)
-            staged.rename(folder / version)
-            _flush(folder)
-        return version
+    # ---- reading ---------------------------------------------------------------------------------
 
     def versions(self, line: str) -> list[str]:
-        """Every version on disk, oldest first, good or damaged."""
-        folder = self._folder(line)
-        if not folder.is_dir():
-            return []
-        return sorted(entry.name for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
+        """Every version in the store, oldest first, good or damaged."""
+        return self._versions.listed(line)
+
+    def manifest(self, line: str, version: str) -> Manifest:
+        """The manifest alone, itself checked, its files not read. Raises StoreError, NotReady."""
+        return self._versions.manifest(line, version)
+
+    def manifests(self, line: str) -> list[Manifest]:
+        """Manifests of all versions that are not damaged, newest first: the log must keep their positions.
+
+        Raises StoreError where one cannot be read now: to go on as if it were not there would be wrong.
+        """
+        found: list[Manifest] = []
+        for version in reversed(self._versions.folders(line)):
+            try:
+                found.append(self.manifest(line, version))
+            except NotReady:  # being written, or deleted meanwhile
+                continue
+            except StoreError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise
+        return found
 
     def latest(self, line: str) -> Newest:
-        """The newest version whose files are whole, and which newer ones were skipped and why."""
+        """The newest version whose files are whole, and which newer ones were skipped and why. Reads all its bytes."""
         skipped: dict[str, str] = {}
         for version in reversed(self.versions(line)):
             try:
-                self._checked(line, version, _hash_file)
+                self._versions.check(line, version)
             except StoreError as error:
                 skipped[version] = str(error)
             except NotReady:  # deleted since it was listed
@@ -160,185 +103,231 @@ class Snapshots:
                 return Newest(version, skipped)
         return Newest(None, skipped)
 
-    def load(self, line: str, version: str) -> Snapshot:
-        """The snapshot. Raises StoreError where a byte is not what was written, NotReady where it is absent."""
-        contents: dict[str, bytes] = {}
+    def load(self, line: str, version: str, training: bool = False) -> Snapshot:
+        """The snapshot; what only a trainer needs is read where `training`.
 
-        def read(path: Path) -> _File:
-            # what is checked is what is parsed: the file is read once
-            contents[path.name] = path.read_bytes()
-            return _described(contents[path.name])
+        Raises StoreError where a byte that is read is not what was written, NotReady where the version is absent. A
+        StoreError whose cause is an OSError may pass; the others are for good.
+        """
+        return self._versions.load(line, version, training)
 
-        manifest = self._checked(line, version, read)
-        tensors = _parsed(contents[_DENSE], f"{version}/{_DENSE}")
-        table = _parsed(contents[_TABLE], f"{version}/{_TABLE}") if _TABLE in contents else None
-        return Snapshot(manifest=manifest, tensors=tensors, table=table)
+    def place(self, line: str) -> Place | None:
+        """The newest place of the line: after the last delta of its newest base; None where it has no snapshot.
 
-    def manifest(self, line: str, version: str) -> Manifest:
-        """The manifest alone, itself checked, its files not read. Raises StoreError, NotReady."""
-        path = self._folder(line) / _known(version) / _MANIFEST
-        try:
-            manifest = _unseal(path.read_bytes(), f"{version}/{_MANIFEST}")
-        except FileNotFoundError:
-            if not path.parent.is_dir():
-                raise NotReady(f"model line {line!r} has no snapshot {version}") from None
-            raise StoreError(f"{version}: {_MANIFEST} is missing") from None
-        except OSError as error:
-            raise StoreError(f"{version}: {_MANIFEST} cannot be read: {error.strerror}") from error
-        if (manifest.line, manifest.version) != (line, version):
-            raise StoreError(f"{version}: its manifest is that of {manifest.line}/{manifest.version}")
-        return manifest
+        Raises StoreError where that delta is damaged: the line then goes on with a new full snapshot.
+        """
+        newest: Place | None = None
+        for manifest in self.manifests(line):
+            if manifest.place.after(newest):
+                newest = manifest.place
+        if newest is None:
+            return None
+        numbers = self.deltas.sequences(line, newest.base)
+        if numbers and numbers[-1] > newest.sequence:
+            return self.deltas.load(line, newest.base, numbers[-1]).place
+        return newest
 
-    def manifests(self, line: str) -> list[Manifest]:
-        """Manifests of all versions that can be read, newest first: the log must keep their positions."""
-        found: list[Manifest] = []
-        for version in reversed(self.versions(line)):
-            try:
-                found.append(self.manifest(line, version))
-            except (StoreError, NotReady):  # damaged, or deleted meanwhile: `latest` names it
-                continue
-        return found
+    # ---- writing ---------------------------------------------------------------------------------
 
-    def keep(self, line: str, n: int) -> list[str]:
-        """Delete what is older than the n newest *good* versions; the versions deleted. Damaged newer ones stay."""
-        if n < 1:
+    def save(
+        self,
+        line: str,
+        tensors: Arrays,
+        tables: Mapping[str, Table | Arrays] | None = None,
+        meta: SnapshotMeta | None = None,
+        training: Arrays | None = None,
+        *,
+        expect: str | None = None,
+    ) -> str:
+        """Write a snapshot; its version, which sorts after all earlier ones. Durable on return.
+
+        tables: by name, each a table or the arrays of its `state`; training: arrays that only a trainer needs;
+        expect: the base that must be the newest in the store (`""`: no base at all), else Superseded. A snapshot that
+        goes on with `meta.base` expects that one. Deltas may be published meanwhile, by another thread.
+
+        Raises StoreError where another writer holds the line, where the store has no delta `meta.sequence`, or where
+        nothing can be written; TypeError or ValueError, before anything is written, for what cannot be stored.
+        """
+        meta = meta or SnapshotMeta()
+        msgspec.json.encode(meta.extras)
+        if meta.base is not None:
+            if expect not in (None, meta.base):
+                raise ValueError(f"a snapshot that goes on with {meta.base} cannot expect {expect!r}")
+            expect = meta.base
+        states = {name: t if isinstance(t, Mapping) else t.state() for name, t in (tables or {}).items()}
+        with self._writing(line):
+            self._require(line, expect)
+            chain = "" if meta.base is None else self._chain(line, meta.base, meta.sequence)
+            version = self._next_version(line)
+            with self._versions.whole_or_none(line, version):
+                shapes, files = self._versions.put(line, version, tensors, states, training or {})
+                manifest = Manifest(
+                    line=line,
+                    version=version,
+                    base=meta.base or version,
+                    sequence=meta.sequence if meta.base else 0,
+                    chain=chain,
+                    dense_version=meta.dense_version or version,
+                    fingerprint=meta.fingerprint,
+                    position=str(meta.position),
+                    created=now_ms(),
+                    metrics={name: float(value) for name, value in meta.metrics.items()},
+                    extras=meta.extras,
+                    tables=shapes,
+                    files=files,
+                )
+            self._show(manifest, expect)
+        return version
+
+    def publish(self, line: str, delta: Delta) -> Place:
+        """Add the next delta, durable on return; the place to go on from.
+
+        Raises Superseded where its base is not the newest, StoreError where its number or its `previous` does not
+        follow on, where it breaks what a delta promises, or where nothing can be written.
+        """
+        if delta.line != line:
+            raise StoreError(f"a delta of line {delta.line!r} cannot be published in {line!r}")
+        with self._head(line), _errors(line):
+            self._require(line, delta.base)
+            here = self.place(line)
+            if here is None or (delta.sequence, delta.previous) != (here.sequence + 1, here.sha256):
+                raise StoreError(
+                    f"delta {delta.sequence} of {delta.base}, after {delta.previous[:12]}, does not follow on: the "
+                    f"newest is {here.sequence if here else 0}, {here.sha256[:12] if here else 'none'}"
+                )
+            self.deltas.clear(line, delta.base)
+            return self.deltas.add(line, delta).place
+
+    def keep(self, line: str, snapshots: int, refused: int = 20) -> list[str]:
+        """Delete what is older than the newest *good* `snapshots`; the versions deleted. Damaged newer ones stay.
+
+        Of each base that is left, the deltas up to its oldest snapshot go too; of refused deltas, all but the newest.
+        """
+        if snapshots < 1:
             raise ValueError("keep at least 1 snapshot")
-        with self._writing(line) as folder:
+        with self._writing(line):
             good = 0
             deleted: list[str] = []
             for version in reversed(self.versions(line)):
-                if good >= n:
-                    (folder / version).rename(folder / f".gone-{version}")
+                if good >= snapshots:
+                    self._versions.delete(line, version)
                     deleted.append(version)
                     continue
                 try:
-                    self._checked(line, version, _hash_file)
+                    self._versions.check(line, version)
                     good += 1
-                except StoreError:  # not counted, so that n good ones remain
-                    continue
-            _clear(folder)
-            _flush(folder)
+                except StoreError as error:  # not counted, so that as many good ones remain
+                    if isinstance(error.__cause__, OSError):
+                        raise  # the store is away: what is good cannot be told now
+            with self._head(line):
+                self._drop_deltas(line)
+                self.deltas.drop_refused(line, refused)
         return deleted
 
-    def _checked(self, line: str, version: str, read: Any) -> Manifest:
-        """The manifest, after `read(path) -> _File` of every file it names agrees with it."""
-        manifest = self.manifest(line, version)
-        for name, wanted in manifest.files.items():
-            if name not in (_DENSE, _TABLE):
-                raise StoreError(f"{version}: the manifest names a file {name!r} that is not a snapshot's")
-            try:
-                found: _File = read(self._folder(line) / version / name)
-            except OSError as error:
-                raise StoreError(f"{version}: {name} cannot be read: {error.strerror}") from error
-            if found != wanted:
-                raise StoreError(f"{version}: {name} is damaged ({found.bytes} bytes, {wanted.bytes} were written)")
-        if _DENSE not in manifest.files:
-            raise StoreError(f"{version}: the manifest names no {_DENSE}")
-        return manifest
+    def rollback(self, line: str, version: str, position: Position | None = None) -> str:
+        """Publish a kept version again as a new base, for versions only move forward; the new version.
+
+        position: of the log, from which training goes on; without it the kept one's. `extras["rolled_back"]` names the
+        version gone back to, and the newest one before this. Raises StoreError, NotReady as `load` does.
+        """
+        with self._writing(line):
+            source = self.manifest(line, version)
+            newest = self.versions(line)[-1]
+            new = self._next_version(line)
+            with self._versions.whole_or_none(line, new):
+                self._versions.copy(source, new)
+            manifest = msgspec.structs.replace(
+                source,
+                version=new,
+                base=new,
+                sequence=0,
+                chain="",
+                position=source.position if position is None else str(position),
+                created=now_ms(),
+                extras={**source.extras, "rolled_back": {"to": version, "from": newest}},
+            )
+            self._show(manifest, None)
+        return new
+
+    def trainer_lock(self, line: str) -> AbstractContextManager[None]:
+        """Be the line's one online trainer. Raises StoreError where another process or thread is (local stores)."""
+        held = f"model line {line!r} is being trained by another process or thread"
+        return self.files.lock(f"{line_folder(line)}/.trainer", held)
+
+    # ---- inside a write --------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self, line: str) -> Iterator[None]:
+        """Be the one who adds and deletes versions; held for as long as a snapshot takes."""
+        held = f"model line {line!r} is being written by another process or thread"
+        with self.files.lock(f"{line_folder(line)}/.writer", held), _errors(line):
+            self._versions.clear(line)
+            yield
+
+    def _head(self, line: str) -> AbstractContextManager[None]:
+        """Be the one who moves the line's newest place: compared and moved as one. Held for moments."""
+        held = f"model line {line!r} is held by another process or thread that adds to it"
+        return self.files.lock(f"{line_folder(line)}/.head", held, _HEAD_WAIT)
+
+    def _require(self, line: str, expect: str | None) -> None:
+        if expect is None:
+            return
+        found = max((manifest.base for manifest in self.manifests(line)), default="")
+        if found != expect:
+            raise Superseded(
+                f"model line {line!r} has the newest base {found or 'none'}, and the writer's is {expect or 'none'}: "
+                "start again from the newest snapshot"
+            )
+
+    def _show(self, manifest: Manifest, expect: str | None) -> None:
+        """Write the manifest: from here on the version exists."""
+        with self._head(manifest.line):
+            with self._versions.whole_or_none(manifest.line, manifest.version):
+                self._require(manifest.line, expect)
+            # not taken back where it fails late: somebody may have seen it
+            self._versions.put_manifest(manifest)
+
+    def _chain(self, line: str, base: str, sequence: int) -> str:
+        """SHA-256 of the place that a new snapshot of `base` stands at."""
+        for manifest in self.manifests(line):
+            if (manifest.base, manifest.sequence) == (base, sequence):
+                return manifest.place.sha256
+        try:
+            return self.deltas.load(line, base, sequence).sha256
+        except NotReady:
+            raise StoreError(f"{base} has no delta {sequence}: publish it before a snapshot that holds it") from None
 
     def _next_version(self, line: str) -> str:
-        before = self.versions(line)
+        before = self._versions.folders(line)
         version = fresh_id("v")
         while before and version <= before[-1]:
             # the same millisecond, or a clock set back: sort after the newest all the same
             version = f"v-{int(before[-1][2:14], 16) + 1:012x}{version[14:]}"
         return version
 
-    def _folder(self, line: str) -> Path:
-        if not _LINE.fullmatch(line):
-            raise ValueError(f"{line!r} is no model line: a-z, then a-z, 0-9, _ and -")
-        return self.root / line
+    def _drop_deltas(self, line: str) -> None:
+        """Deltas that no snapshot needs: those that each base's oldest one holds, and those of bases without any."""
+        oldest = dict.fromkeys(self.versions(line), 0)  # of one that cannot be read, in case that it is a base
+        for manifest in self.manifests(line):
+            if manifest.base != manifest.version:
+                oldest.pop(manifest.version, None)
+            oldest[manifest.base] = min(manifest.sequence, oldest.get(manifest.base, manifest.sequence))
+        for base in self.deltas.bases(line):
+            self.deltas.drop(line, base, oldest.get(base))
 
-    @contextmanager
-    def _writing(self, line: str) -> Iterator[Path]:
-        folder = self._folder(line)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".writer").open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(f"model line {line!r} is being written by another process or thread") from None
-            _clear(folder)
-            yield folder
+
+@contextmanager
+def _errors(line: str) -> Iterator[None]:
+    """A store that fails under a writer is a StoreError that names the line."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"model line {line!r} cannot be written: {error.strerror or error}") from error
 
 
 def open(url: str) -> Snapshots:
-    """Snapshots at `file:///absolute/path`, `file:relative/path` or a plain path; else ConfigError."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
-        raise ConfigError(f"storage.weights: {url!r} is not known; write file:///path/to/folder")
-    path = unquote(parts.path) if parts.scheme else url
-    if not path:
-        raise ConfigError(f"storage.weights: {url!r} names no folder; write file:///path/to/folder")
-    return Snapshots(Path(path))
+    """Snapshots at a plain path, `file:///absolute/path`, or any URL that fsspec knows (`s3://bucket/path`).
 
-
-def _known(version: str) -> str:
-    if not _VERSION.fullmatch(version):
-        raise ValueError(f"{version!r} is no snapshot version")
-    return version
-
-
-def _seal(manifest: Manifest) -> bytes:
-    return _sealed(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-
-
-def _sealed(body: bytes) -> bytes:
-    return b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'",\n"manifest": ' + body + b"}\n"
-
-
-def _unseal(data: bytes, name: str) -> Manifest:
-    try:
-        body = msgspec.json.decode(data, type=_Sealed).manifest
-        # every byte counts, those outside the body too
-        if data != _sealed(bytes(body)):
-            raise StoreError(f"{name} is damaged")
-        return msgspec.json.decode(body, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{name} is damaged: {error}") from error
-
-
-def _parsed(data: bytes, name: str) -> dict[str, NDArray[Any]]:
-    try:
-        return {key: np.array(array) for key, array in safetensors.numpy.load(data).items()}
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise StoreError(f"{name} is damaged: {error}") from error
-
-
-def _contiguous(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    # np.ascontiguousarray would turn a scalar into [1]; np.require keeps its shape
-    return {name: np.require(array, requirements="C") for name, array in arrays.items()}
-
-
-def _described(data: bytes) -> _File:
-    return _File(hashlib.sha256(data).hexdigest(), len(data))
-
-
-def _hash_file(path: Path) -> _File:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return _File(digest.hexdigest(), file.tell())
-
-
-def _write(path: Path, data: bytes) -> _File:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return _described(data)
-
-
-def _flush(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _clear(folder: Path) -> None:
-    """Remove what killed writers left; only the holder of the line's lock may."""
-    for entry in folder.iterdir():
-        if entry.name.startswith((".new-", ".gone-")):
-            shutil.rmtree(entry)
+    Raises ConfigError where the URL is wrong, MissingExtra where the package that speaks its protocol is absent.
+    """
+    return Snapshots(open_files(url))

@@ -1,0 +1,228 @@
+"""What q4, q5 and recovery_age share: a data set in event order, a base trained on its beginning, models that are
+served from what one learner learns on the rest, each at its own pace, all asked before each visit is learned.
+
+Features are live for every arm: one state, folded once. Only parameters differ.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from bench import say
+
+from mainstem import datasets, eventlog, features, weights
+from mainstem.curriculum import Curriculum
+from mainstem.join import visits
+from mainstem.live import LiveModel, LiveModels
+from mainstem.models import numpy_scorer
+from mainstem.rank import Pipeline
+from mainstem.rank.score import rank_inputs
+from mainstem.schema.config import Config
+from mainstem.schema.ids import Keys, key64
+from mainstem.schema.position import START
+from mainstem.schema.records import Context, Show, SlateRequest
+from mainstem.schema.time import DAY
+from mainstem.train import OnlineLearner, Trainer, new_towers, restore
+from mainstem.train.towers import TABLE
+from mainstem.weights import Changes, Delta, TableDelta
+from mainstem.weights.checkpoints import unflatten
+
+__all__ = ["Arm", "Scores", "Stage", "prequential"]
+
+K = 10
+CHUNK = 50_000
+
+
+class Stage:
+    """A data set in columns with its catalogue; made once for all seeds."""
+
+    def __init__(self, name: str, changes: dict[str, Any] | None = None) -> None:
+        self.name, dataset = name, datasets.get(name)
+        self.config = Config.model_validate({**dataset.config, **(changes or {})})
+        log = eventlog.open("memory://", history="file:///nowhere")
+        count = datasets.ingest(dataset, log.append, lambda done, total: None)
+        self.source = Curriculum(self.config, log, lambda stage, done, total: None)
+        log.close()
+        say(f"{name}: {count:,} records, {len(self.source.events):,} events")
+
+    def cut(self, days: float, skip_days: float = 0.0) -> tuple[int, int]:
+        """(cut, end) in ms: `days` of events, the last ones but `skip_days`."""
+        end = int(self.source.events.time[-1]) + 1 - round(skip_days * DAY)
+        return end - round(days * DAY), end
+
+
+@dataclass(slots=True)
+class Scores:
+    """Per scored visit: NDCG@10 of any entity, of what is new (NaN where nothing is), logloss over a common pool."""
+
+    ndcg: list[float] = field(default_factory=list)
+    fresh: list[float] = field(default_factory=list)
+    logloss: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Arm:
+    """A model that is brought up to date every `every` events; None: never."""
+
+    name: str
+    every: int | None
+    live: LiveModel | None = None
+    waiting: Changes | None = None
+    since: int = 0
+    sequence: int = 0
+    scores: Scores = field(default_factory=Scores)
+
+
+def prequential(
+    stage: Stage, arms: Sequence[Arm], *, seed: int, cut: int, end: int, sample: int, batch: int = 100,
+    on_events: Callable[[OnlineLearner, int], None] = lambda learner, done: None,
+    spoil: Callable[[Keys], Keys] | None = None,
+) -> None:  # fmt: skip
+    """Train a base before `cut`, then go through the events up to `end`, scoring about `sample` visits in each arm."""
+    config = stage.config.model_copy(update={"train": stage.config.train.model_copy(update={"seed": seed})})
+    source = stage.source
+    source.config = config
+    learner, lives = _start(source, config, cut, arms)
+    store = features.open("memory://", config, source.catalog)
+    models = LiveModels(config, source.catalog, store)
+    folding = source.replay(store, lives[0].answers)
+    pipelines = [_pipeline(source, store, arm) for arm in arms]
+    rows = np.flatnonzero((source.events.time >= cut) & (source.events.time < end))
+    events = source.events.take(rows)
+    asked = _asked(source, events, sample)
+    place, done = 0, 0
+    for visit_time, user, wanted in asked:
+        # everything that happened before the visit is learned before it is asked
+        upto = int(np.searchsorted(events.time, visit_time, side="left"))
+        while place < upto:
+            stop = min(place + batch, upto)
+            learner.take(events.take(slice(place, stop)))
+            done += stop - place
+            _pass_on(learner, models, arms, stop - place)
+            on_events(learner, done)
+            place = stop
+        folding.fold_until(visit_time)
+        _score(config, store, source, arms, pipelines, visit_time, user, wanted)
+    store.close()
+
+
+def _start(
+    source: Curriculum, config: Config, cut: int, arms: Sequence[Arm]
+) -> tuple[OnlineLearner, list[LiveModel]]:
+    """A learner at the cut, and for each arm a model of its own from the same snapshot."""
+    past = source.before(cut)
+    past.config = config
+    with tempfile.TemporaryDirectory() as folder:
+        kept = weights.open(f"file://{folder}")
+        trained = Trainer(config, source.catalog, kept, "main").run(past)
+        snapshot = kept.load("main", trained.version, training=True)
+    learner = OnlineLearner(config, new_towers(config, source.catalog), source.catalog)
+    learner.towers.table.load(snapshot.tables[TABLE])
+    learner.load(unflatten(snapshot.training, snapshot.manifest.extras["state"])["learner"])
+    lives = []
+    with closing(features.open("memory://", config, source.catalog)) as store:
+        kinds = store.kinds
+    for arm in arms:
+        towers, ranker = restore(snapshot, config, source.catalog)
+        from mainstem.live import model_of
+
+        answers = model_of(towers, config, kinds, source.inputs, arm.name, source.catalog)
+        arm.live = LiveModel(towers, replace(answers, scores=numpy_scorer(ranker)))
+        lives.append(arm.live)
+    return learner, lives
+
+
+def _pipeline(source: Curriculum, store: Any, arm: Arm) -> Pipeline:
+    from mainstem.assemble import sources_of
+
+    def current() -> Any:
+        assert arm.live is not None
+        return arm.live.answers
+
+    return Pipeline(source.config, source.catalog, store, sources_of(source.config, current, source.content), current)
+
+
+def _asked(source: Curriculum, events: Any, sample: int) -> list[tuple[int, int, Keys]]:
+    """(time, user, entities taken) of evenly drawn visits, by time."""
+    taken = events.take(events.where([head.event for head in source.config.heads.values()]))
+    found = visits(taken)
+    chosen = np.linspace(0, len(found) - 1, min(sample, len(found))).astype(int) if found else []
+    return [(found[i].time, found[i].user, np.unique(taken.entity[found[i].rows])) for i in chosen]
+
+
+def _pass_on(learner: OnlineLearner, models: LiveModels, arms: Sequence[Arm], events: int) -> None:
+    """Hand what was learned to the arms whose time has come."""
+    changes = learner.towers.table.take_changes()
+    for arm in arms:
+        if arm.every is None:
+            continue
+        arm.waiting = changes if arm.waiting is None else _merged(arm.waiting, changes)
+        arm.since += events
+        if arm.since >= arm.every:
+            _sync(learner, models, arm)
+
+
+def _sync(learner: OnlineLearner, models: LiveModels, arm: Arm) -> None:
+    assert arm.live is not None
+    assert arm.waiting is not None
+    table = learner.towers.table
+    dense = {f"towers.{n}": t.numpy().copy() for n, t in learner.towers.module.state_dict().items()}
+    arm.sequence += 1
+    delta = Delta(
+        line="main", base="v-" + "0" * 32, sequence=arm.sequence, previous="", dense_version=str(arm.sequence),
+        position=START, dense=dense,
+        tables={TABLE: TableDelta(arm.waiting.touched, table.read(arm.waiting.touched), arm.waiting.deleted)},
+    )  # fmt: skip
+    arm.live, _ = models.apply(arm.live, delta)
+    arm.live = models.renew(arm.live, delta)
+    arm.waiting, arm.since = None, 0
+
+
+def _merged(before: Changes, now: Changes) -> Changes:
+    touched = np.union1d(np.setdiff1d(before.touched, now.deleted), now.touched)
+    return Changes(touched, np.union1d(np.setdiff1d(before.deleted, now.touched), now.deleted))
+
+
+def _score(
+    config: Config, store: Any, source: Curriculum, arms: Sequence[Arm], pipelines: Sequence[Pipeline],
+    time: int, user: int, wanted: Keys,
+) -> None:  # fmt: skip
+    canvas = next(iter(config.canvases))
+    context = Context(canvas=canvas, user=source.users[user], time=time)
+    with store.view(context, config.tenant) as view:
+        had = view.counts().keys
+        pool: Keys = pipelines[0].candidates(
+            SlateRequest(context=context, deadline_ms=60_000, tenant=config.tenant), view
+        ).keys
+        label = np.isin(pool, wanted)
+        for arm in arms:
+            assert arm.live is not None
+            chance = arm.live.answers.scores(rank_inputs(arm.live.answers, context, view, config.tenant, pool))[:, 0]
+            chance = np.clip(chance.astype(np.float64), 1e-7, 1 - 1e-7)
+            arm.scores.logloss.append(float(-np.where(label, np.log(chance), np.log1p(-chance)).mean()))
+    fresh = np.setdiff1d(wanted, had)
+    for arm, pipeline in zip(arms, pipelines, strict=True):
+        for new_only, gold, out in ((False, wanted, arm.scores.ndcg), (True, fresh, arm.scores.fresh)):
+            if not len(gold):
+                out.append(float("nan"))
+                continue
+            asked = SlateRequest(context=context, show=Show(new_only=new_only), limit=K, deadline_ms=60_000)
+            items = pipeline.answer(asked).slate.items
+            keys = np.array([key64(item.entity_type, item.entity, config.tenant) for item in items], np.uint64)
+            out.append(ndcg(np.isin(keys, gold), len(gold)))
+
+
+def ndcg(hits: np.ndarray, wanted: int) -> float:
+    """NDCG@K of binary gains: hits bool [n <= K] by place."""
+    discount = 1 / np.log2(np.arange(2, K + 2))
+    return float((hits * discount[: len(hits)]).sum() / discount[: min(wanted, K)].sum())
+
+
+def batches(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))

@@ -1,0 +1,139 @@
+"""The model in use: built from a snapshot, moved by deltas, its index kept current (law 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from mainstem import index
+from mainstem.models import TwoTower, numpy_scorer
+from mainstem.rank import ModelVersion
+from mainstem.schema.config import Config
+from mainstem.schema.errors import Incompatible, NotReady
+from mainstem.schema.ids import Keys, digest128, key64
+from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats
+from mainstem.schema.records import Context, Entity
+from mainstem.train import Towers, restore
+from mainstem.train.towers import TABLE
+from mainstem.weights import Delta, Snapshot
+
+__all__ = ["LiveModel", "LiveModels", "fingerprint", "model_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModel:
+    """`answers` is what requests are answered with; `towers` holds the rows and networks behind it."""
+
+    towers: Towers
+    answers: ModelVersion
+
+
+class LiveModels:
+    """Makes and moves `LiveModel`s; what `refresh.ModelKeeper` works with."""
+
+    def __init__(self, config: Config, catalog: Catalog, store: FeatureStore) -> None:
+        self.config, self.catalog, self.store = config, catalog, store
+
+    def build(self, snapshot: Snapshot) -> LiveModel:
+        """Raises Incompatible where the snapshot was trained for another configuration."""
+        manifest = snapshot.manifest
+        if manifest.fingerprint != fingerprint(self.config, self.store):
+            raise Incompatible(
+                f"{manifest.version} was trained with other features, heads, entity types or sizes than configured "
+                "now: run `mainstem train`"
+            )
+        towers, ranker = restore(snapshot, self.config, self.catalog)
+        answers = model_of(
+            towers, self.config, self.store.kinds, manifest.extras["inputs"], manifest.dense_version, self.catalog
+        )
+        sparse = f"{manifest.base}+{manifest.sequence}"
+        return LiveModel(towers, replace(answers, scores=numpy_scorer(ranker), sparse_version=sparse))
+
+    def apply(self, model: LiveModel, delta: Delta) -> tuple[LiveModel, Keys]:
+        """The rows of a delta, under the model in use; which entities have a row of their own among them."""
+        found = delta.tables.get(TABLE)
+        touched = np.zeros(0, np.uint64)
+        if found is not None:
+            model.towers.table.delete(found.deleted)
+            model.towers.table.write(found.keys, found.values)
+            touched = np.concatenate([found.keys, found.deleted])
+        answers = replace(model.answers, sparse_version=f"{delta.base}+{delta.sequence}")
+        return LiveModel(model.towers, answers), touched[self.catalog.rows(touched) >= 0]
+
+    def renew(self, model: LiveModel, delta: Delta) -> LiveModel:
+        """New tower networks over the same rows, with the whole catalogue embedded by them."""
+        old = model.towers
+        module = TwoTower(old.module.config)
+        prefix = "towers."
+        tensors = {
+            name.removeprefix(prefix): torch.from_numpy(np.array(array))
+            for name, array in (delta.dense or {}).items()
+            if name.startswith(prefix)
+        }
+        module.load_state_dict(tensors)
+        module.eval()
+        towers = Towers(module, old.table, self.catalog, old.attributes)
+        before = model.answers
+        answers = model_of(towers, self.config, self.store.kinds, before.inputs, delta.dense_version, self.catalog)
+        return LiveModel(towers, replace(answers, scores=before.scores, sparse_version=before.sparse_version))
+
+    def embed(self, model: LiveModel, entities: Keys) -> None:
+        if len(entities):
+            model.answers.index.upsert(entities, model.answers.embed(entities))
+
+    def touch(self, model: LiveModel, changed: Sequence[Entity], left: Sequence[int]) -> None:
+        """Between dense versions only touched entities are embedded anew."""
+        keys = [key64(entity.entity_type, entity.entity, entity.tenant) for entity in changed]
+        self.embed(model, np.array(keys, np.uint64))
+        model.answers.index.delete(np.array(left, np.uint64))
+
+
+def fingerprint(config: Config, store: FeatureStore) -> str:
+    """Of everything a snapshot's networks depend on (law 11)."""
+    entities = {name: (kind.attributes, kind.text) for name, kind in config.entities.items()}
+    sizes = config.model.dim, config.model.hidden, config.model.temperature
+    definition = f"{store.fingerprint} {config.heads!r} {sizes!r} {entities!r}"
+    return digest128(definition).hex()
+
+
+def model_of(
+    towers: Towers, config: Config, kinds: Sequence[str], inputs: Sequence[str], version: str, catalog: Catalog
+) -> ModelVersion:
+    """Towers with their index over the whole catalogue; `scores` still to come."""
+    keys = catalog.keys()
+    keys = keys[keys != 0]
+    vectors = index.open("auto://", config.model.dim, version=version)
+    vectors.upsert(keys, towers.entity_vectors(keys))
+    return ModelVersion(
+        line="main",
+        version=version,
+        heads=tuple(config.heads),
+        inputs=tuple(inputs),
+        index=vectors,
+        user_vector=_user_vector(towers, config, kinds),
+        scores=_no_scores,
+        embed=towers.entity_vectors,
+    )
+
+
+def _user_vector(towers: Towers, config: Config, kinds: Sequence[str]) -> Callable[[Context, FeatureView, str], Floats]:
+    interest = np.array([config.interest().get(kind, 0.0) for kind in kinds], np.float32)
+    vector_of = towers.user_vectors()
+    memo: WeakKeyDictionary[FeatureView, Floats] = WeakKeyDictionary()  # retrieval and scoring both ask
+
+    def user_vector(context: Context, view: FeatureView, tenant: str) -> Floats:
+        if view not in memo:
+            history = view.history()
+            user = 0 if context.user is None else key64("user", context.user, tenant)
+            memo[view] = vector_of(user, history, interest[history.kind], view.time)
+        return memo[view]
+
+    return user_vector
+
+
+def _no_scores(x: Floats) -> Floats:
+    raise NotReady("these towers have no ranking network yet")

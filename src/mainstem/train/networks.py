@@ -1,0 +1,89 @@
+"""The networks that a configuration asks for: new ones, and those of a snapshot."""
+
+from __future__ import annotations
+
+import torch
+
+from mainstem.models import Head, Ranker, RankerConfig, TwoTower, TwoTowerConfig
+from mainstem.schema.config import Config, FamilyConfig, ModelConfig
+from mainstem.schema.errors import Incompatible, StoreError
+from mainstem.schema.protocols import Catalog
+from mainstem.schema.time import parse_duration
+from mainstem.train.towers import CHANNELS, FAMILIES, TABLE, Towers
+from mainstem.weights import Adagrad, Adam, Family, Ftrl, RowwiseAdagrad, SlabTable, Snapshot
+
+__all__ = ["families_of", "new_ranker", "new_towers", "restore"]
+
+OPTIMIZERS = {"rowwise_adagrad": RowwiseAdagrad, "adagrad": Adagrad, "adam": Adam, "ftrl": Ftrl}
+
+
+def families_of(model: ModelConfig) -> tuple[Family, ...]:
+    """The table's families as configured."""
+    chosen = [model.families.get(name, FamilyConfig()) for name in FAMILIES]
+    return tuple(
+        Family(
+            name,
+            scale=family.scale,
+            optimizer=OPTIMIZERS[family.optimizer](),
+            admit_after=family.admit_after,
+            admit_probability=family.admit_probability,
+            expire=None if family.expire is None else parse_duration(family.expire),
+            capacity=family.capacity,
+        )
+        for name, family in zip(FAMILIES, chosen, strict=True)
+    )
+
+
+def new_towers(config: Config, catalog: Catalog, *, concurrent: bool = False) -> Towers:
+    """Untrained towers as configured; the category attributes of every entity type speak for its entities.
+
+    concurrent: for serving, where one thread applies deltas while others read.
+    """
+    kinds = [attribute for entity in config.entities.values() for attribute in entity.attributes.items()]
+    attributes = list(dict.fromkeys(name for name, kind in kinds if kind == "category"))
+    module = TwoTower(TwoTowerConfig(dim=config.model.dim, channels=len(CHANNELS)))
+    table = SlabTable(config.model.dim, families_of(config.model), seed=config.train.seed, concurrent=concurrent)
+    return Towers(module, table, catalog, attributes)
+
+
+def restore(snapshot: Snapshot, config: Config, catalog: Catalog) -> tuple[Towers, Ranker]:
+    """The networks of a published snapshot, ready to answer.
+
+    Raises Incompatible where it was trained for another configuration than `config`.
+    """
+    towers = new_towers(config, catalog, concurrent=True)
+    version, extras = snapshot.manifest.version, snapshot.manifest.extras
+    remedy = "train again with this configuration (`mainstem train`), or go back to the one it was trained with"
+    trained_with = extras.get("attributes"), extras.get("heads", list(config.heads))
+    if trained_with != (list(towers.attributes), list(config.heads)):
+        raise Incompatible(
+            f"{version} was trained with the attributes {trained_with[0]} and heads {trained_with[1]}, configured are "
+            f"{list(towers.attributes)} and {list(config.heads)}: {remedy}"
+        )
+    ranker = new_ranker(config, len(extras["inputs"]))
+    try:
+        towers.module.load_state_dict(_part(snapshot, "towers."))
+        ranker.load_state_dict(_part(snapshot, "ranker."))
+        towers.table.load(snapshot.tables[TABLE])
+    except (
+        RuntimeError,
+        StoreError,
+        KeyError,
+    ) as error:  # torch says RuntimeError for every shape and name that does not fit
+        raise Incompatible(f"{version} does not fit the configured networks: {remedy}. {error}") from error
+    towers.module.eval()
+    ranker.eval()
+    return towers, ranker
+
+
+def new_ranker(config: Config, inputs: int) -> Ranker:
+    heads = tuple(Head(name, head.type) for name, head in config.heads.items())
+    return Ranker(RankerConfig(features=inputs, heads=heads, hidden=tuple(config.model.hidden)))
+
+
+def _part(snapshot: Snapshot, prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): torch.from_numpy(array)
+        for name, array in snapshot.tensors.items()
+        if name.startswith(prefix)
+    }

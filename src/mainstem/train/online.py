@@ -1,0 +1,181 @@
+"""Learns retrieval from the stream: log records in log order, one micro-batch at a time.
+
+Everything that decides what is learned is in here and in `state`: weights, optimizers, histories, counts, random
+states. So the same records cut at the same places give the same learner, also when it was stopped in between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mainstem.catalog import EventEntities, MemoryCatalog
+from mainstem.schema.batch import EventBatch
+from mainstem.schema.config import Config
+from mainstem.schema.errors import StoreError
+from mainstem.schema.ids import Keys, key64
+from mainstem.schema.position import Position
+from mainstem.schema.protocols import Log, LogBatch
+from mainstem.schema.records import Erase, Event
+from mainstem.schema.time import DAY, parse_duration
+from mainstem.train.histories import Histories
+from mainstem.train.interactions import Interactions, of_interest
+from mainstem.train.population import Population
+from mainstem.train.retrieval import RetrievalLearner
+from mainstem.train.towers import Towers
+from mainstem.weights.checkpoints import random_states, restore_random
+
+__all__ = ["Carried", "OnlineLearner", "Step"]
+
+# Positives after which one counts half in Q.
+HALF_LIFE = 1_000_000
+# Events taken in at once where nothing is learned.
+CHUNK = 50_000
+# Canaries: events of their past, and users, at least.
+LEAST_PAST, LEAST_CANARIES = 3, 8
+# Rows of the table looked at for expiry after each step: a slice, never a stall.
+SWEEP = 2_048
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What a snapshot holds that the stream does not change: the ranking network, and what serving needs to know."""
+
+    tensors: dict[str, NDArray[Any]]
+    extras: dict[str, Any]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one micro-batch was. loss: the mean loss of its positives before they were learned, NaN without any."""
+
+    records: int
+    positives: int
+    loss: float
+
+
+class OnlineLearner:
+    """`towers` with everything that learning them from the stream needs. Not safe for several threads."""
+
+    def __init__(self, config: Config, towers: Towers, catalog: MemoryCatalog) -> None:
+        self.config, self.towers, self.catalog = config, towers, catalog
+        self.retrieval = RetrievalLearner(towers, config.model, config.train)
+        self.population = Population(HALF_LIFE)
+        self.histories = Histories()
+        self.rng = np.random.default_rng(config.train.seed)
+        self.clock = 0
+        self.carried = Carried({}, {}, {})
+        """What its snapshot holds besides."""
+        self._latest = Interactions.none()
+        self._interest = config.interest()
+        self._entities = EventEntities.of(config)
+        self._swept_day = 0
+
+    def learn(self, batch: LogBatch) -> Step:
+        """Learn from records that follow the last ones."""
+        return self._take(batch, learn=True)
+
+    def fold(self, batch: LogBatch) -> Step:
+        """Only note them: in catalogue, histories and counts."""
+        return self._take(batch, learn=False)
+
+    def _take(self, batch: LogBatch, *, learn: bool) -> Step:
+        self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
+        positives, loss = self.take(self._events(batch), learn=learn)
+        return Step(len(batch), positives, loss)
+
+    def take(self, events: EventBatch, *, learn: bool = True) -> tuple[int, float]:
+        """One micro-batch in columns: how many positives it had, and their mean loss before they were learned."""
+        found, weight = of_interest(events, self._interest)
+        if not len(found):
+            return 0, float("nan")
+        self.clock = max(self.clock, int(found.time.max()))
+        self.population.add(found.entity)
+        loss = float("nan")
+        if learn:
+            self._latest = self.histories.before(found, weight)
+            loss = self.retrieval.step(self._latest, self.population, self.rng)
+        else:
+            self.histories.fold(found, weight)
+        self._sweep()
+        return len(found), loss
+
+    def prime(self, events: EventBatch) -> None:
+        """Note a whole past, in order of time, that other means have learned from."""
+        found, weight = of_interest(events, self._interest)
+        for start in range(0, len(found), CHUNK):
+            some = slice(start, start + CHUNK)
+            self.population.add(found.entity[some])
+            self.histories.fold(found.take(some), weight[some])
+        self.clock = int(found.time.max()) if len(found) else 0
+
+    def catch_up(self, log: Log, until: Position) -> None:
+        """Bring the catalogue, which no snapshot holds, to where the log stood at `until`. Raises StoreError."""
+        seen = self.catalog.position()
+        while seen.offset() < until.offset():
+            batch = log.read(seen, min(CHUNK, until.offset() - seen.offset()))
+            if not batch.records:
+                raise StoreError(f"the log ends at {seen}, the snapshot has seen it up to {until}: it is another log")
+            self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
+            seen = batch.next
+
+    def canaries(self, users: int, choice: int) -> tuple[Interactions, Keys] | None:
+        """Users with a past from the latest micro-batch, and entities to choose from; None where either is too few."""
+        latest, keys = self._latest, self.population.keys
+        _, first = np.unique(latest.user, return_index=True)
+        rows = first[np.diff(latest.offsets)[first] >= LEAST_PAST][:users]
+        if len(rows) < LEAST_CANARIES or len(keys) < choice // 20:
+            return None
+        return latest.take(rows), keys[np.linspace(0, len(keys) - 1, min(choice, len(keys))).astype(np.int64)]
+
+    def _events(self, batch: LogBatch) -> EventBatch:
+        """The events in columns, without those of users that were erased later in the batch."""
+        pairs = [(r, o) for r, o in zip(batch.records, batch.offsets, strict=True) if isinstance(r, Event)]
+        events = EventBatch.of([r for r, _ in pairs], [o for _, o in pairs])
+        for record, offset in zip(batch.records, batch.offsets, strict=True):
+            if isinstance(record, Erase):
+                key = self._erase(record)
+                events = events.take(((events.user != key) & (events.entity != key)) | (events.offset > offset))
+        return events
+
+    def _erase(self, erase: Erase) -> np.uint64:
+        """Forget a user or an entity (law 10); its key."""
+        family, name = ("user", erase.user) if erase.user is not None else (erase.entity_type, erase.entity)
+        key = np.uint64(key64(family, str(name), erase.tenant))
+        keys: Keys = np.array([key], np.uint64)
+        self.towers.table.delete(keys)
+        if family == "user":
+            self.histories.forget(keys)
+        return key
+
+    def _sweep(self) -> None:
+        self.towers.table.sweep(self.clock, SWEEP)
+        if self.clock // DAY > self._swept_day:
+            self._swept_day = self.clock // DAY
+            self.histories.expire(self.clock - parse_duration(self.config.features.expire))
+
+    # ---- checkpoints -------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All but the table, for `flatten`."""
+        return {
+            "module": self.towers.module.state_dict(),
+            "adam": self.retrieval.adam.state_dict(),
+            "population": self.population.state(),
+            "histories": self.histories.state(),
+            "random": random_states(self.rng),
+            "clock": [self.clock, self._swept_day],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave; the table is loaded by itself."""
+        self.towers.module.load_state_dict(state["module"])
+        self.retrieval.adam.load_state_dict(state["adam"])
+        self.population.load(state["population"])
+        self.histories.load(state["histories"])
+        restore_random(state["random"], self.rng)
+        self.clock, self._swept_day = state["clock"]

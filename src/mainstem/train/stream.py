@@ -1,0 +1,415 @@
+"""The trainer beside the server: tails the log, learns, publishes deltas, writes snapshots, recovers.
+
+    log ----------------------------------------------------------------------------->
+        | snapshot (base B, sequence 4, position P)      | delta 5 | delta 6   | killed
+    next start:  load the snapshot, learn again from P, cut where the deltas say it was cut, go on with delta 7
+
+What was published is never published otherwise: the replay ends where the newest delta ended, and delta 7 carries all
+rows that the replay touched, so serving agrees even where the arithmetic would not.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mainstem.schema.config import Config
+from mainstem.schema.errors import NotReady, StoreError
+from mainstem.schema.ids import Keys
+from mainstem.schema.position import START, Position
+from mainstem.schema.protocols import Floats, Log
+from mainstem.schema.time import parse_duration
+from mainstem.train.guard import Guard
+from mainstem.train.interactions import Interactions
+from mainstem.train.online import OnlineLearner, Step
+from mainstem.train.published import SnapshotWriter, adopt, state_of
+from mainstem.train.towers import TABLE
+from mainstem.weights import Changes, Delta, Manifest, Snapshots, Superseded, TableDelta
+
+__all__ = ["OnlineTrainer", "Status"]
+
+_log = logging.getLogger(__name__)
+
+# The follower under which the log knows the trainer.
+FOLLOWER = "trainer"
+# Canary slates: users, entities to choose from, length.
+CANARIES, CHOICE, TOP = 32, 2_000, 10
+# Micro-batches of a rebuilt model between two of the one in use, while it catches up.
+CATCH_UP = 4
+# Seconds that an idle trainer waits for the log at most, and between looks for a rebuilt model.
+IDLE, LOOK = 0.2, 2.0
+# Seconds between attempts after a failure: at first, and at most.
+RETRY_FIRST, RETRY_MOST = 0.5, 30.0
+
+
+@dataclass(slots=True)
+class Status:
+    """What there is to know of a running trainer; counters since it started."""
+
+    base: str = ""
+    sequence: int = 0
+    position: Position = START
+    lag: int = 0
+    records: int = 0
+    positives: int = 0
+    only_noted: int = 0
+    """Records that were folded but not learned from, as the trainer was more than `max_lag` behind."""
+    passed_over: int = 0
+    """Records of refused updates, which are not learned from again."""
+    published: int = 0
+    refused: int = 0
+    last_refusal: str = ""
+    snapshots: int = 0
+    loss: float = float("nan")
+    failure: str = ""
+
+
+@dataclass(slots=True)
+class _Window:
+    """What happened since the last publication."""
+
+    cuts: list[tuple[int, bool]] = field(default_factory=list)
+    """Where each micro-batch ended (offset), and whether it was learned from or only noted."""
+    losses: list[tuple[float, int]] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+
+class OnlineTrainer:
+    """Keeps one model line learning. `new_learner()` gives an untrained learner with an empty catalogue.
+
+    `step` and `publish` are yours to call, or `run` calls them until told to stop. One trainer per line.
+    Raises NotReady where the line has no snapshot of this `fingerprint` to go on from.
+    """
+
+    def __init__(
+        self, config: Config, log: Log, store: Snapshots, new_learner: Callable[[], OnlineLearner], fingerprint: str,
+        line: str = "main",
+    ) -> None:  # fmt: skip
+        self.config, self.log, self.store, self.line = config, log, store, line
+        self.online, self.fingerprint = config.train.online, fingerprint
+        self.new_learner = new_learner
+        self.status = Status()
+        self.guard = Guard(self.online)
+        self._every = {
+            name: parse_duration(text) / 1000
+            for name, text in (
+                ("publish", self.online.publish_every),
+                ("dense", self.online.dense_every),
+                ("snapshot", self.online.snapshot_every),
+            )
+        }
+        self._writer = SnapshotWriter(store, line, self.online.keep)
+        self._rebuilt: tuple[OnlineLearner, Position, Manifest] | None = None
+        self._looked = 0.0
+        self._adopted_rebuild = ""
+        self._canaries: tuple[Interactions, Keys] | None = None
+        self._unsent: Changes | None = None
+        log.follow(FOLLOWER)
+        self.recover()
+
+    # ---- where to go on ------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Newest good snapshot, then the log again from its position, cut as it was cut."""
+        self._writer.join()
+        found = self.store.latest(self.line)
+        for version, why in found.skipped.items():
+            _log.error("snapshot %s is set aside: %s", version, why)
+        if found.version is None:
+            raise NotReady("no trained model to go on from: run `mainstem train` first")
+        snapshot = self.store.load(self.line, found.version, training=True)
+        if snapshot.manifest.fingerprint != self.fingerprint:
+            raise NotReady(
+                f"{found.version} was trained with other features, heads, entity types or sizes than configured now: "
+                "run `mainstem train`"
+            )
+        self.learner, self.guard = adopt(snapshot, self.new_learner(), Guard(self.online), self.log)
+        self.place, self.dense_version = snapshot.place, snapshot.manifest.dense_version
+        self.position = snapshot.position
+        self._window, self._unsent = _Window(), None
+        self._since_dense = self._since_snapshot = time.monotonic()
+        self._canaries = None
+        self._adopted_rebuild = str(snapshot.manifest.extras.get("rebuilt", self._adopted_rebuild))
+        self._relearn()
+        self._note()
+
+    def _relearn(self) -> None:
+        """Learn again what deltas after the snapshot had learned; they stay as they are."""
+        base = self.place.base
+        after = [n for n in self.store.deltas.sequences(self.line, base) if n > self.place.sequence]
+        for sequence in after:
+            delta = self.store.deltas.load(self.line, base, sequence)
+            window = _Window()
+            for cut, learned in delta.extras.get("cuts", []):
+                self._advance(int(cut), window, learn=bool(learned))
+            self._skip(delta.position)
+            self.guard.judge((), window.losses, None)  # so that its reference is what it was
+            self.place, self.dense_version, self.position = delta.place, delta.dense_version, delta.position
+        if after:
+            self._since_dense = float("-inf")  # the networks may be newer than the published ones
+
+    def _advance(self, until: int, window: _Window, *, learn: bool) -> None:
+        """One micro-batch that ends at the offset `until`."""
+        batch = self.log.read(self.position, until - self.position.offset())
+        if batch.next.offset() != until:
+            raise NotReady(f"the log ends at {batch.next} and was learned from up to {until}: a part of it is lost")
+        self._account(self.learner.learn(batch) if learn else self.learner.fold(batch), window)
+        self.position = batch.next
+
+    def _skip(self, until: Position) -> None:
+        """Pass over what a refused update had learned."""
+        if self.position.offset() < until.offset():
+            self.status.passed_over += until.offset() - self.position.offset()
+            self.position = until
+
+    # ---- learning ------------------------------------------------------------------------------------
+
+    def step(self) -> int:
+        """Learn one micro-batch; how many records it had."""
+        end = self.log.end().offset()
+        self.status.lag = max(end - self.position.offset(), 0)
+        batch = self.log.read(self.position, self.online.batch)
+        if len(batch):
+            late = end - batch.next.offset() > self.online.max_lag
+            try:
+                step = self.learner.fold(batch) if late else self.learner.learn(batch)
+            except FloatingPointError as error:
+                self.position = batch.next
+                self._refused(self._delta(self.learner.towers.table.take_changes(), None), f"finite: {error}")
+                return len(batch)
+            self.status.only_noted += len(batch) if late else 0
+            self.position = batch.next
+            self._window.cuts.append((batch.next.offset(), not late))
+            self._account(step, self._window)
+            self.status.lag = max(end - self.position.offset(), 0)
+        self._catch_up_rebuilt()
+        return len(batch)
+
+    def _account(self, step: Step, window: _Window) -> None:
+        self.status.records += step.records
+        self.status.positives += step.positives
+        if step.positives and step.loss == step.loss:
+            self.status.loss = step.loss
+        window.losses.append((step.loss, step.positives))
+
+    # ---- publishing ----------------------------------------------------------------------------------
+
+    def due(self) -> bool:
+        return bool(self._window.cuts) and time.monotonic() - self._window.since >= self._every["publish"]
+
+    def publish(self) -> bool:
+        """Publish what was learned since, if there is anything and the guard lets it through; whether it did."""
+        if not self._window.cuts:
+            return False
+        changes = _merged(self._unsent, self.learner.towers.table.take_changes())
+        dense = self._dense() if time.monotonic() - self._since_dense >= self._every["dense"] else None
+        delta = self._delta(changes, dense)
+        why = self.guard.judge(
+            [delta.tables[TABLE].values, *(dense or {}).values()], self._window.losses, self._canary_slates()
+        )
+        if why is not None:
+            self._refused(delta, why)
+            return False
+        self._unsent = changes  # until it is there
+        try:
+            self._send(delta)
+        except Superseded as error:
+            _log.warning("another base is in the line now, going on from it: %s", error)
+            self.recover()
+            return False
+        except StoreError as error:
+            if isinstance(error.__cause__, OSError):
+                raise  # the store may be back later; what was learned waits in `_unsent`
+            _log.error("the line cannot go on from %s, so a new base is written: %s", self.place, error)
+            self._new_base(self.learner, {})
+            return False
+        if time.monotonic() - self._since_snapshot >= self._every["snapshot"]:
+            self.snapshot()
+        self._show()
+        return True
+
+    def _delta(self, changes: Changes, dense: dict[str, NDArray[Any]] | None) -> Delta:
+        table = self.learner.towers.table
+        base, sequence = self.place.base, self.place.sequence + 1
+        positives = sum(n for _, n in self._window.losses)
+        loss = sum(loss * n for loss, n in self._window.losses if n and loss == loss) / max(positives, 1)
+        return Delta(
+            line=self.line,
+            base=base,
+            sequence=sequence,
+            previous=self.place.sha256,
+            dense_version=self.dense_version if dense is None else f"{base}+{sequence}",
+            position=self.position,
+            metrics={"loss": loss, "positives": float(positives)},
+            tables={TABLE: TableDelta(changes.touched, table.read(changes.touched), changes.deleted)},
+            dense=dense,
+            extras={"cuts": [list(cut) for cut in self._window.cuts]},
+        )
+
+    def _dense(self) -> dict[str, NDArray[Any]]:
+        """The tower networks. The ranking network changes with a rebuild."""
+        state = self.learner.towers.module.state_dict()
+        return {f"towers.{name}": tensor.numpy().copy() for name, tensor in state.items()}
+
+    def _refused(self, delta: Delta, why: str) -> None:
+        """Keep it for inspection, go back to the last good state, and pass over what spoiled it."""
+        name = self.store.deltas.refuse(self.line, delta, why)
+        _log.error("update %s was refused (%s): its records up to %s are not learned from", name, why, self.position)
+        bad = self.position
+        self.status.refused += 1
+        self.status.last_refusal = why
+        self.recover()
+        self._skip(bad)
+        # A delta without cuts says so: a restart passes over these records too.
+        self._send(self._delta(self.learner.towers.table.take_changes(), None))
+
+    def _send(self, delta: Delta) -> None:
+        self.place, self.dense_version = self.store.publish(self.line, delta), delta.dense_version
+        if delta.dense is not None:
+            self._since_dense = time.monotonic()
+        self._window, self._unsent = _Window(), None
+        self.status.published += 1
+
+    def _canary_slates(self) -> Keys | None:
+        """Of fixed users among fixed entities: keys uint64 [c, k]. None while there are too few."""
+        if self._canaries is None:
+            self._canaries, self.guard.slates = self.learner.canaries(CANARIES, CHOICE), None
+        if self._canaries is None:
+            return None
+        users, choice = self._canaries
+        vectors: Floats = self.learner.towers.entity_vectors(choice)
+        scores = self.learner.towers.vectors_before(users) @ vectors.T
+        top = np.argpartition(-scores, min(TOP, len(choice) - 1), axis=1)[:, :TOP]
+        return choice[top]
+
+    # ---- snapshots -----------------------------------------------------------------------------------
+
+    def snapshot(self, wait: bool = False) -> None:
+        """Write the whole state at the newest delta, in a thread of its own: learning goes on meanwhile."""
+        if self._window.cuts:
+            raise ValueError("publish first: a snapshot stands at a delta")
+        self._writer.write(
+            state_of(self.learner, self.guard), base=self.place.base, sequence=self.place.sequence,
+            dense_version=self.dense_version, fingerprint=self.fingerprint, position=self.position,
+            extras={"rebuilt": self._adopted_rebuild}, carried=self.learner.carried, wait=wait,
+        )  # fmt: skip
+        self._since_snapshot = time.monotonic()
+        self.status.snapshots += 1
+
+    def _note(self) -> None:
+        """The log must keep what a recovery would read."""
+        kept = [Position.parse(manifest.position) for manifest in self.store.manifests(self.line)]
+        oldest = min([*kept, self.position], key=lambda position: position.offset())
+        self.log.note(FOLLOWER, oldest)
+
+    # ---- a model rebuilt from history --------------------------------------------------------------------
+
+    def _catch_up_rebuilt(self) -> None:
+        """Bring a rebuilt model up to where the one in use is, beside it; then switch."""
+        if self._rebuilt is None:
+            if time.monotonic() - self._looked < LOOK:
+                return
+            self._looked = time.monotonic()
+            self._rebuilt = self._find_rebuilt()
+            if self._rebuilt is None:
+                return
+        learner, position, manifest = self._rebuilt
+        for _ in range(CATCH_UP):
+            if position.offset() >= self.position.offset():
+                self._switch(learner, manifest)
+                return
+            batch = self.log.read(position, min(self.online.batch, self.position.offset() - position.offset()))
+            learner.learn(batch)
+            position = batch.next
+        self._rebuilt = learner, position, manifest
+
+    def _find_rebuilt(self) -> tuple[OnlineLearner, Position, Manifest] | None:
+        line = f"{self.line}-rebuilt"
+        version = self.store.latest(line).version
+        if version is None or version <= self._adopted_rebuild:
+            return None
+        snapshot = self.store.load(line, version, training=True)
+        if snapshot.manifest.fingerprint != self.fingerprint:
+            _log.error("rebuilt model %s is of another configuration and is passed over", version)
+            self._adopted_rebuild = version
+            return None
+        learner, _ = adopt(snapshot, self.new_learner(), Guard(self.online), self.log)
+        return learner, snapshot.position, snapshot.manifest
+
+    def _switch(self, learner: OnlineLearner, manifest: Manifest) -> None:
+        """The rebuilt model, now as far as the one in use, becomes the line's new base."""
+        self._rebuilt, self._adopted_rebuild = None, manifest.version
+        self._writer.join()
+        arrays = [values for _, values in learner.towers.table.items()]
+        why = Guard(self.online).judge(arrays, [], None)
+        if why is not None:
+            self.status.refused += 1
+            self.status.last_refusal = f"rebuilt model {manifest.version}: {why}"
+            _log.error("rebuilt model %s was refused: %s", manifest.version, why)
+            return
+        learner.towers.table.take_changes()
+        self._new_base(learner, {"rebuilt": manifest.version})
+        _log.info("rebuilt model %s is in use from position %s on", manifest.version, self.position)
+
+    def _new_base(self, learner: OnlineLearner, extras: dict[str, Any]) -> None:
+        """Write `learner` as a full snapshot at the trainer's position, and go on from it."""
+        self._writer.write(
+            state_of(learner, Guard(self.online)), base=None, sequence=0, dense_version=None,
+            fingerprint=self.fingerprint, position=self.position, extras={"rebuilt": self._adopted_rebuild, **extras},
+            carried=learner.carried, wait=True,
+        )  # fmt: skip
+        self.status.snapshots += 1
+        self.recover()
+
+    # ---- running -------------------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event) -> None:
+        """Learn and publish until `stop`; then publish and write a snapshot. An error is shown in `status.failure`, and
+        the trainer goes on from the last good state."""
+        pause = RETRY_FIRST
+        while not stop.is_set():
+            try:
+                self._turn()
+                self.status.failure, pause = str(self._writer.failure or ""), RETRY_FIRST
+            except Exception as error:  # noqa: BLE001 - whatever fails must be seen, and not end the learning
+                self.status.failure = f"{type(error).__name__}: {error}"
+                _log.exception("the trainer fails at %s; again in %g s", self.position, pause)
+                stop.wait(pause)
+                pause = min(2 * pause, RETRY_MOST)
+        self.close()
+
+    def _turn(self) -> None:
+        """One micro-batch, or a wait for one; and what is due."""
+        if not self.step():
+            left = self._every["publish"] - (time.monotonic() - self._window.since)
+            self.log.wait(self.position, max(min(left, IDLE), 0.001) if self._window.cuts else IDLE)
+        if self.due():
+            self.publish()
+
+    def close(self) -> None:
+        """Publish what is learned and write a snapshot, so that the next start has nothing to repeat."""
+        self.publish()
+        if not self._window.cuts:
+            self.snapshot(wait=True)
+        self._note()
+        self._writer.join()
+
+    def _show(self) -> None:
+        status = self.status
+        status.base, status.sequence, status.position = self.place.base, self.place.sequence, self.position
+
+
+def _merged(before: Changes | None, now: Changes) -> Changes:
+    """Changes of two stretches, one after the other."""
+    if before is None:
+        return now
+    touched = np.union1d(np.setdiff1d(before.touched, now.deleted), now.touched)
+    deleted = np.union1d(np.setdiff1d(before.deleted, now.touched), now.deleted)
+    return Changes(touched, deleted)

@@ -1,0 +1,117 @@
+"""A log that the checkerboard's purchases go into, a base trained on its beginning, and online trainers on the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from checkerboard import CONFIG, ITEMS, T0, Source, catalog_of, purchases, trainer
+
+from mainstem import catalog as catalogs
+from mainstem import eventlog, weights
+from mainstem.schema.batch import EventBatch
+from mainstem.schema.config import Config
+from mainstem.schema.position import START, Position
+from mainstem.schema.protocols import Log
+from mainstem.schema.records import Entity, Event, LogRecord
+from mainstem.train import OnlineLearner, OnlineTrainer, new_towers
+from mainstem.train.towers import TABLE
+from mainstem.weights import Snapshots
+
+PARITY = ("even", "odd")
+
+
+def entities(items: int = ITEMS, first: int = 0) -> list[LogRecord]:
+    return [
+        Entity(record_id=f"e{i}", time=T0, entity=str(i), attributes={"parity": PARITY[i % 2]})
+        for i in range(first, items)
+    ]
+
+
+def online_config(**changes: Any) -> Config:
+    """Deltas and dense parts whenever asked, snapshots only when called for."""
+    defaults = {"batch": 32, "publish_every": "0ms", "dense_every": "0ms", "snapshot_every": "30d"}
+    online = CONFIG.train.online.model_copy(update=defaults | changes)
+    return CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"online": online})})
+
+
+class World:
+    """`days` of purchases in the log, the first `trained` of them in the base."""
+
+    def __init__(self, folder: Path, config: Config, *, days: int = 20, trained: int = 12) -> None:
+        self.folder, self.config = folder, config
+        self.log: Log = eventlog.open("memory://", history="file:///nowhere")
+        self.store: Snapshots = weights.open(str(folder))
+        self.events = events_of(days)
+        cut = T0 + trained * 86_400_000
+        self.past = [event for event in self.events if event.time < cut]
+        self.rest = [event for event in self.events if event.time >= cut]
+        self.log.append([*entities(), *self.past])
+        if self.store.latest("main").version is None:
+            source = Source(EventBatch.of(self.past, range(len(self.past))))
+            source.position = self.log.end()
+            trainer(folder, config).run(source)
+        self.log.append(self.rest)
+
+    def new_learner(self) -> OnlineLearner:
+        catalog = catalogs.open("memory://", entities=self.config.entities)
+        return OnlineLearner(self.config, new_towers(self.config, catalog), catalog)
+
+    def trainer(self, store: Snapshots | None = None) -> OnlineTrainer:
+        return OnlineTrainer(self.config, self.log, store or self.store, self.new_learner, "checkerboard")
+
+
+def events_of(days: int) -> list[Event]:
+    batch = purchases(days=days)
+    names = {key: f"u{u}" for u in range(30) for key in [user_key(u)]}
+    items = {int(key): str(i) for i, key in enumerate(item_keys())}
+    return [
+        Event(
+            event_id=f"p{i}", time=int(batch.time[i]), user=names[int(batch.user[i])], kind="purchase",
+            entity=items[int(batch.entity[i])], session=str(int(batch.session[i])),
+        )
+        for i in range(len(batch))
+    ]  # fmt: skip
+
+
+def user_key(number: int) -> int:
+    from mainstem.schema.ids import key64
+
+    return key64("user", f"u{number}")
+
+
+def item_keys(count: int = ITEMS) -> np.ndarray:
+    from mainstem.schema.ids import keys64
+
+    return keys64("item", [str(i) for i in range(count)])
+
+
+def drain(online: OnlineTrainer, publish_every: int = 3, most: int = 10**6) -> int:
+    """Steps until the log is learned from, publishing after every few; how many steps."""
+    steps = 0
+    while steps < most and online.step():
+        steps += 1
+        if steps % publish_every == 0:
+            online.publish()
+    return steps
+
+
+def contents(online: OnlineTrainer) -> dict[str, np.ndarray]:
+    """Everything that decides what is learned next, and what is served."""
+    learner = online.learner
+    found = {f"table {name}": array for name, array in learner.towers.table.state().items()}
+    found |= {f"module {name}": tensor.numpy().copy() for name, tensor in learner.towers.module.state_dict().items()}
+    found |= {f"histories {name}": array for name, array in learner.histories.state().items()}
+    found |= {f"population {name}": np.asarray(value) for name, value in learner.population.state().items()}
+    return found
+
+
+def assert_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    for name, array in a.items():
+        np.testing.assert_array_equal(array, b[name], err_msg=name)
+
+
+__all__ = ["START", "TABLE", "Position", "World", "assert_equal", "catalog_of", "contents", "dataclasses", "drain"]

@@ -1,0 +1,288 @@
+"""The trainer beside the server: what it publishes, what a kill changes, what the guard keeps back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stream_world import TABLE, World, assert_equal, contents, drain, entities, item_keys, online_config, user_key
+
+from mainstem import weights
+from mainstem.schema.errors import NotReady
+from mainstem.schema.records import Erase, Event
+from mainstem.train import guard as guards
+from mainstem.train import stream
+from mainstem.weights import Apply, LineReader, Rebase
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained base, to be copied."""
+    folder = tmp_path_factory.mktemp("base")
+    World(folder / "weights", online_config())
+    return folder / "weights"
+
+
+def world_of(base: Path, tmp_path: Path, name: str = "w", **changes: object) -> World:
+    shutil.copytree(base, tmp_path / name)
+    return World(tmp_path / name, online_config(**changes))
+
+
+def served(world: World) -> tuple[dict[int, np.ndarray], dict[str, np.ndarray], LineReader]:
+    """What a server that follows the line holds in the end: rows, networks, and its reader."""
+    rows: dict[int, np.ndarray] = {}
+    dense: dict[str, np.ndarray] = {}
+    reader = LineReader(world.store, "main")
+    while (step := reader.poll()) is not None:
+        if isinstance(step, Rebase):
+            table = step.snapshot.tables[TABLE]
+            rows = dict(zip(table["keys"].tolist(), table["values"].copy(), strict=True))
+            dense = dict(step.snapshot.tensors)
+        elif isinstance(step, Apply):
+            change = step.delta.tables[TABLE]
+            for key in change.deleted.tolist():
+                rows.pop(key, None)
+            rows |= dict(zip(change.keys.tolist(), change.values.copy(), strict=True))
+            dense |= dict(step.delta.dense or {})
+        reader.accept(step)
+    return rows, dense, reader
+
+
+def test_what_is_served_is_what_was_learned(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path)
+    before = served(world)[0]
+    online = world.trainer()
+    drain(online)
+    online.publish()
+    rows, dense, reader = served(world)
+    assert reader.place == online.place
+    assert online.position == world.log.end()
+    table = online.learner.towers.table
+    assert len(table) == len(rows)
+    keys = np.array(sorted(rows), np.uint64)
+    np.testing.assert_array_equal(table.read(keys), np.array([rows[key] for key in keys.tolist()]))
+    for name, tensor in online.learner.towers.module.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), dense[f"towers.{name}"])
+    assert any(not np.array_equal(rows[key], before[key]) for key in before)  # canary: something was learned
+    assert "ranker.wide.bias" in dense
+
+
+def test_new_items_are_learned(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path)
+    new = [
+        Event(event_id=f"n{i}", time=world.rest[-1].time + i, user=f"u{i % 2}", kind="purchase", entity=str(60 + i % 2))
+        for i in range(200)
+    ]
+    world.log.append([*entities(62, first=60), *new])
+    online = world.trainer()
+    drain(online)
+    vectors = online.learner.towers.entity_vectors(item_keys(62))
+    even, odd = vectors[:60:2].mean(axis=0), vectors[1:60:2].mean(axis=0)
+    assert vectors[60] @ even > vectors[60] @ odd
+    assert vectors[61] @ odd > vectors[61] @ even
+    assert online.learner.towers.table.find(item_keys(62)[60:]).min() >= 0
+
+
+@pytest.mark.parametrize("killed_after", [1, 4, 10])
+def test_a_killed_trainer_ends_where_an_unkilled_one_does(base: Path, tmp_path: Path, killed_after: int) -> None:
+    whole = world_of(base, tmp_path, "whole")
+    unkilled = whole.trainer()
+    drain(unkilled, publish_every=3)
+    unkilled.publish()
+
+    world = world_of(base, tmp_path, "killed")
+    drain(world.trainer(), publish_every=3, most=killed_after)  # dropped without a word
+    again = world.trainer()
+    assert again.place.sequence == killed_after // 3
+    done = killed_after // 3 * 3
+    steps = 0
+    while again.step():
+        steps += 1
+        if (done + steps) % 3 == 0:
+            again.publish()
+    again.publish()
+    assert again.position == unkilled.position
+    assert_equal(contents(again), contents(unkilled))
+    rows, _, reader = served(world)
+    assert reader.place is not None
+    assert reader.place.sequence == again.place.sequence
+    for key, row in served(whole)[0].items():
+        np.testing.assert_array_equal(row, rows[key])
+    again.learner.rng.random()  # canary: a difference is seen
+    again.learner.population.add(item_keys()[:1])
+    with pytest.raises(AssertionError):
+        assert_equal(contents(again), contents(unkilled))
+
+
+def test_a_snapshot_in_between_changes_nothing(base: Path, tmp_path: Path) -> None:
+    whole = world_of(base, tmp_path, "whole")
+    unkilled = whole.trainer()
+    drain(unkilled, publish_every=2)
+    unkilled.publish()
+
+    world = world_of(base, tmp_path, "snapped")
+    first = world.trainer()
+    drain(first, publish_every=2, most=4)
+    first.snapshot(wait=True)
+    drain(first, publish_every=2, most=3)
+    again = world.trainer()
+    newest = world.store.latest("main").version
+    assert newest is not None
+    assert world.store.manifest("main", newest).sequence == 2
+    assert again.place.sequence == 3
+    while again.step():
+        if again.position.offset() and len(again._window.cuts) == 2:
+            again.publish()
+    again.publish()
+    assert_equal(contents(again), contents(unkilled))
+
+
+def test_a_refused_update_is_kept_and_passed_over(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = world_of(base, tmp_path)
+    online = world.trainer()
+    drain(online, publish_every=2, most=4)
+    good = contents(online)
+    place = online.place
+    with torch.no_grad():
+        online.learner.towers.module.blend.fill_(float("nan"))
+    online.step()
+    bad = online.position
+    assert not online.publish()
+    assert "finite" in online.status.last_refusal
+    assert online.status.refused == 1
+    (refused,) = world.store.deltas.refused("main")
+    assert "finite" in refused.why
+    assert refused.why in caplog.text
+    assert online.position == bad
+    now = contents(online)
+    assert_equal({n: a for n, a in now.items() if n.startswith("module")},
+                 {n: a for n, a in good.items() if n.startswith("module")})  # fmt: skip
+    assert online.place.sequence == place.sequence + 1  # which says that these records are passed over
+    assert world.trainer().position == bad
+    rows, dense, _ = served(world)
+    assert np.isfinite(dense["towers.blend"]).all()
+    assert all(np.isfinite(row).all() for row in rows.values())
+    drain(online)
+    online.publish()
+    assert online.position == world.log.end()
+    assert online.status.refused == 1
+    assert served(world)[2].place == online.place
+
+
+def test_a_jump_of_the_loss_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "LEAST_POSITIVES", 32)
+    world = world_of(base, tmp_path)
+    online = world.trainer()
+    for _ in range(12):
+        online.step()
+        assert online.publish()
+    online.step()
+    online._window.losses = [(online.guard.reference.mean * 2, 64)]
+    assert not online.publish()
+    assert online.status.last_refusal.startswith("loss")
+
+
+def test_slates_that_turn_over_at_once_are_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "CHOICE", 60)
+    world = world_of(base, tmp_path, batch=64)
+    online = world.trainer()
+    drain(online, publish_every=1, most=3)
+    assert online.guard.slates is not None
+    online.step()
+    table = online.learner.towers.table
+    for keys, values in list(table.items()):
+        rng = np.random.default_rng(0)
+        table.write(keys, rng.normal(size=values.shape).astype(np.float32))
+    assert not online.publish()
+    assert online.status.last_refusal.startswith("canary")
+
+
+def test_an_erased_user_leaves_the_tables_of_trainer_and_server(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path)
+    user = np.array([user_key(3)], np.uint64)
+    world.log.append([Erase(record_id="x", time=world.rest[-1].time, user="u3")])
+    online = world.trainer()
+    drain(online)
+    online.publish()
+    assert online.learner.towers.table.find(user).tolist() == [-1]
+    assert int(user[0]) not in served(world)[0]
+    assert int(user[0]) not in online.learner.histories.state()["user"].tolist()
+    assert user_key(4) in served(world)[0]  # canary
+
+
+def test_after_a_rollback_the_trainer_goes_on_from_there(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path)
+    first = world.store.latest("main").version
+    assert first is not None
+    online = world.trainer()
+    drain(online, publish_every=2, most=6)
+    made = world.store.rollback("main", first, online.position)
+    online.step()
+    assert not online.publish()  # another base is newest
+    assert online.place.base == made
+    drain(online)
+    assert online.publish()
+    assert served(world)[2].place == online.place
+
+
+def test_a_rebuilt_model_is_brought_up_to_date_and_switched_to(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path)
+    online = world.trainer()
+    old = online.place.base
+    drain(online, publish_every=2, most=6)
+    (version,) = world.store.versions("main")
+    shutil.copytree(tmp_path / "w" / "main", tmp_path / "r" / "main-rebuilt")
+    other = weights.open(str(tmp_path / "r"))
+    del other
+    snapshot = world.store.load("main", version, training=True)
+    copy = weights.SnapshotMeta(
+        fingerprint="checkerboard", position=snapshot.position, extras=snapshot.manifest.extras
+    )
+    world.store.save("main-rebuilt", snapshot.tensors, snapshot.tables, copy, snapshot.training)
+    online._looked = 0.0
+    before = online.position
+    while online.place.base == old and online.step():
+        online.publish()
+    assert online.place.base != old
+    assert online.position.offset() >= before.offset()
+    manifest = world.store.manifest("main", online.place.base)
+    assert manifest.extras["rebuilt"] == world.store.versions("main-rebuilt")[-1]
+    drain(online)
+    online.publish()
+    assert served(world)[2].place == online.place
+    online._looked = 0.0
+    online.step()
+    assert online._rebuilt is None  # once
+
+
+def test_far_behind_the_oldest_are_only_noted_and_counted(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path, max_lag=100)
+    online = world.trainer()
+    drain(online)
+    online.publish()
+    status = online.status
+    assert 0 < status.only_noted < status.records
+    assert status.records - status.only_noted >= 100
+    assert online.position == world.log.end()
+    again = world.trainer()
+    assert_equal(contents(again), contents(online))
+
+
+def test_without_a_model_or_with_another_configuration_it_says_so(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path)
+    with pytest.raises(NotReady, match="no trained model"):
+        world.trainer(weights.open(str(tmp_path / "empty")))
+    version = world.store.latest("main").version
+    assert version is not None
+    snapshot = world.store.load("main", version, training=True)
+    other = weights.SnapshotMeta(fingerprint="other", extras=snapshot.manifest.extras)
+    world.store.save("main", snapshot.tensors, snapshot.tables, other, snapshot.training)
+    with pytest.raises(NotReady, match="trained with other features"):
+        world.trainer()
