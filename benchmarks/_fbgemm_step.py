@@ -1,6 +1,6 @@
 """The peer of p2_training_step that lives in an environment of its own: fbgemm's fused row-wise Adagrad on the CPU.
 
-    python _fbgemm_step.py ZIPF
+    python _fbgemm_step.py ZIPF THREADS
 
 Reads lines `train STEPS`, `loss` or `version` and answers each by one line. Ids go in as they are: nothing is hashed.
 """

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from bench import say
 
+from bench import say
 from mainstem import datasets, eventlog, features, weights
 from mainstem.curriculum import Curriculum
 from mainstem.join import visits
@@ -35,7 +35,8 @@ from mainstem.weights.checkpoints import unflatten
 __all__ = ["Arm", "Scores", "Stage", "prequential"]
 
 K = 10
-CHUNK = 50_000
+# Events after which an arm also gets the networks' own weights with a sync: the catalogue is then embedded anew.
+DENSE_EVERY = 3_000
 
 
 class Stage:
@@ -74,6 +75,7 @@ class Arm:
     live: LiveModel | None = None
     waiting: Changes | None = None
     since: int = 0
+    dense_since: int = 0
     sequence: int = 0
     scores: Scores = field(default_factory=Scores)
 
@@ -111,9 +113,7 @@ def prequential(
     store.close()
 
 
-def _start(
-    source: Curriculum, config: Config, cut: int, arms: Sequence[Arm]
-) -> tuple[OnlineLearner, list[LiveModel]]:
+def _start(source: Curriculum, config: Config, cut: int, arms: Sequence[Arm]) -> tuple[OnlineLearner, list[LiveModel]]:
     """A learner at the cut, and for each arm a model of its own from the same snapshot."""
     past = source.before(cut)
     past.config = config
@@ -178,8 +178,12 @@ def _sync(learner: OnlineLearner, models: LiveModels, arm: Arm) -> None:
         position=START, dense=dense,
         tables={TABLE: TableDelta(arm.waiting.touched, table.read(arm.waiting.touched), arm.waiting.deleted)},
     )  # fmt: skip
-    arm.live, _ = models.apply(arm.live, delta)
-    arm.live = models.renew(arm.live, delta)
+    arm.live, entities = models.apply(arm.live, delta)
+    arm.dense_since += arm.since
+    if arm.dense_since >= DENSE_EVERY:
+        arm.live, arm.dense_since = models.renew(arm.live, delta), 0
+    else:
+        models.embed(arm.live, entities)
     arm.waiting, arm.since = None, 0
 
 
@@ -196,9 +200,9 @@ def _score(
     context = Context(canvas=canvas, user=source.users[user], time=time)
     with store.view(context, config.tenant) as view:
         had = view.counts().keys
-        pool: Keys = pipelines[0].candidates(
-            SlateRequest(context=context, deadline_ms=60_000, tenant=config.tenant), view
-        ).keys
+        pool: Keys = (
+            pipelines[0].candidates(SlateRequest(context=context, deadline_ms=60_000, tenant=config.tenant), view).keys
+        )
         label = np.isin(pool, wanted)
         for arm in arms:
             assert arm.live is not None

@@ -57,7 +57,7 @@ class Arm:
         start = time.perf_counter()
         for ids, labels in ready:
             self.dense.zero_grad(set_to_none=True)
-            self._loss(ids, labels).backward()
+            self._loss(ids, labels).backward()  # type: ignore[no-untyped-call]
             self.dense.step()
             self.update()
         return time.perf_counter() - start

@@ -70,10 +70,15 @@ class Parts:
     snapshots: Snapshots
     kept: SlateStore
     follower: Follower
-    keeper: ModelKeeper[LiveModel]
+    keepers: dict[str, ModelKeeper[LiveModel]]
     pipeline: Pipeline
     recorder: Recorder
     pool: ThreadPoolExecutor
+
+    @property
+    def keeper(self) -> ModelKeeper[LiveModel]:
+        """That of the line which answers unless a request names another."""
+        return self.keepers["main"]
 
     def close(self) -> None:
         with ExitStack() as stack:  # the last named goes first; one that fails keeps no other open
@@ -81,7 +86,8 @@ class Parts:
                 stack.callback(part.close)
             stack.callback(self.pool.shutdown, wait=True)
             stack.callback(self.follower.stop)
-            stack.callback(self.keeper.stop)
+            for keeper in self.keepers.values():
+                stack.callback(keeper.stop)
             stack.callback(self.recorder.close)
 
 
@@ -106,26 +112,35 @@ def _wire(config: Config, base: Path, claim: bool, undo: ExitStack) -> Parts:
     # One search runs in the request's own thread, the others beside it as far as there are cores.
     pool = ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 2), thread_name_prefix="search")
     undo.callback(pool.shutdown)
-    keeper = ModelKeeper(LineReader(snapshots, "main"), LiveModels(config, catalog, store))
-
-    def current() -> ModelVersion:
-        return keeper.current().answers
-
+    keepers = {
+        line: ModelKeeper(LineReader(snapshots, line), LiveModels(config, catalog, store, line))
+        for line in dict.fromkeys(("main", *config.serve.lines))
+    }
+    lines = {line: partial(_answers, keeper) for line, keeper in keepers.items()}
+    current = lines["main"]
     content = ContentVectors.open(config, catalog)
     sources = sources_of(config, current, content)
     last_good = partial(_last_good, kept)
-    pipeline = Pipeline(config, catalog, store, sources, current, last_good, _pool_of(pool))
-    sinks: list[Sink] = [keeper.entities_changed, *([content.entities_changed] if content else [])]
+    pipeline = Pipeline(config, catalog, store, sources, current, last_good, _pool_of(pool), lines)
+    sinks: list[Sink] = [keeper.entities_changed for keeper in keepers.values()]
+    if content:
+        sinks.append(content.entities_changed)
     follower = Follower(
         log, catalog, store, sinks, forget=[kept.forget], sweeps=[kept.expire], entities=EventEntities.of(config),
         place_extra=config.features.place,
     )  # fmt: skip
 
     def keep(served: Served) -> None:
+        if served.slate.model_line != "main":
+            return
         kept.keep(served.tenant, served.slate.canvas, served.user, served.slate, served.time)
 
     recorder = Recorder(log.append, keep, config.serve.served_sample)
-    return Parts(config, log, catalog, store, snapshots, kept, follower, keeper, pipeline, recorder, pool)
+    return Parts(config, log, catalog, store, snapshots, kept, follower, keepers, pipeline, recorder, pool)
+
+
+def _answers(keeper: ModelKeeper[LiveModel]) -> ModelVersion:
+    return keeper.current().answers
 
 
 def open_log(config: Config, base: Path = Path(), *, claim: bool = False) -> Log:

@@ -1,4 +1,4 @@
-"""`mainstem weights ...`: what versions there are, back to an older one, what was refused, what memory the tables take."""
+"""`mainstem weights ...`: which versions there are, back to one, what was refused, what memory the tables take."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def rollback(version: str, *, relearn: bool = False, config: ConfigFile = DEFAUL
     """
     store = _store(config)[1]
     if version not in store.versions(LINE):
-        raise MainstemError(f"there is no version {version} of {LINE}: `mainstem weights list` shows those that are kept")
+        raise MainstemError(
+            f"there is no version {version} of {LINE}: `mainstem weights list` shows those kept"
+        )
     position = None
     if not relearn:
         place = store.place(LINE)

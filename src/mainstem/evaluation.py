@@ -14,10 +14,10 @@ import numpy as np
 
 from mainstem import features
 from mainstem import weights as snapshots
-from mainstem.live import model_of
 from mainstem.curriculum import Curriculum
 from mainstem.evaluate import Basket, Evaluation, Replay, Results, default_baselines
 from mainstem.join import visits
+from mainstem.live import model_of
 from mainstem.models import numpy_scorer
 from mainstem.rank import Pipeline
 from mainstem.schema.config import Config

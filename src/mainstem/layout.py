@@ -30,11 +30,13 @@ SURFACE = (
     "live",
     "assemble",
     "curriculum",
+    "learning",
     "serve",
     "datasets",
     "loop",
     "evaluation",
     "demo",
+    "cli_weights",
     "cli",
     "__main__",
 )

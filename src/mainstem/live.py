@@ -35,8 +35,8 @@ class LiveModel:
 class LiveModels:
     """Makes and moves `LiveModel`s; what `refresh.ModelKeeper` works with."""
 
-    def __init__(self, config: Config, catalog: Catalog, store: FeatureStore) -> None:
-        self.config, self.catalog, self.store = config, catalog, store
+    def __init__(self, config: Config, catalog: Catalog, store: FeatureStore, line: str = "main") -> None:
+        self.config, self.catalog, self.store, self.line = config, catalog, store, line
 
     def build(self, snapshot: Snapshot) -> LiveModel:
         """Raises Incompatible where the snapshot was trained for another configuration."""
@@ -51,7 +51,8 @@ class LiveModels:
             towers, self.config, self.store.kinds, manifest.extras["inputs"], manifest.dense_version, self.catalog
         )
         sparse = f"{manifest.base}+{manifest.sequence}"
-        return LiveModel(towers, replace(answers, scores=numpy_scorer(ranker), sparse_version=sparse))
+        answers = replace(answers, scores=numpy_scorer(ranker), sparse_version=sparse, line=self.line)
+        return LiveModel(towers, answers)
 
     def apply(self, model: LiveModel, delta: Delta) -> tuple[LiveModel, Keys]:
         """The rows of a delta, under the model in use; which entities have a row of their own among them."""
@@ -79,7 +80,8 @@ class LiveModels:
         towers = Towers(module, old.table, self.catalog, old.attributes)
         before = model.answers
         answers = model_of(towers, self.config, self.store.kinds, before.inputs, delta.dense_version, self.catalog)
-        return LiveModel(towers, replace(answers, scores=before.scores, sparse_version=before.sparse_version))
+        answers = replace(answers, scores=before.scores, sparse_version=before.sparse_version, line=before.line)
+        return LiveModel(towers, answers)
 
     def embed(self, model: LiveModel, entities: Keys) -> None:
         if len(entities):

@@ -47,13 +47,15 @@ class Loop:
         self.also: Callable[[], dict[str, float]] | None = None
         with ExitStack() as undo:
             undo.callback(self.parts.close)
-            self.parts.keeper.refresh()
+            for keeper in self.parts.keepers.values():
+                keeper.refresh()
             if follow:
                 # The first request pays for what is compiled and mapped on first use; let it be this one.
                 first = Context(canvas=next(iter(config.canvases)))
                 self.parts.pipeline.answer(SlateRequest(context=first, shown=False))
                 self.parts.follower.start()
-                self.parts.keeper.start()
+                for keeper in self.parts.keepers.values():
+                    keeper.start()
             undo.pop_all()
 
     # ---- event -> log ----------------------------------------------------------------------------

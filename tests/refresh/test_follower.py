@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from mainstem import catalog as catalogs
 from mainstem import eventlog, features
 from mainstem.catalog import EventEntities
-from mainstem.refresh import Follower, expiry, follower
-from mainstem.refresh.expiry import ENOUGH
+from mainstem.refresh import Follower, follower
+from mainstem.schema import expiry
 from mainstem.schema.config import Config, EntityTypeConfig
 from mainstem.schema.errors import StoreError
+from mainstem.schema.expiry import ENOUGH
 from mainstem.schema.ids import key64
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Catalog, FeatureStore, Log

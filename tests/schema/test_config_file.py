@@ -221,7 +221,7 @@ def test_template_schema_and_reference_name_every_key() -> None:
         assert model.__name__ in schema["$defs"]
         for key, field in model.model_fields.items():
             assert f"| `{key}` |" in reference
-            assert name == "sources" or re.search(rf"#\s*{key}\b", text), key
+            assert name == "sources" or re.search(rf"(?m)(#\s*|^\s+){key}\b", text), key
             if field.description:
                 assert field.description.split("|")[0].split("\n")[0] in reference
 

@@ -82,7 +82,9 @@ def test_online_and_offline_agree(rows: list[tuple[str, int, bool, str]], named:
 
 def test_long_histories_agree_too() -> None:
     rng = np.random.default_rng(0)
-    rows = [("uvw"[rng.integers(3)], int(rng.integers(0, 4)) * 400_000, rng.random() < 0.3, "purchase") for _ in range(900)]
+    rows = [
+        ("uvw"[rng.integers(3)], int(rng.integers(0, 4)) * 400_000, rng.random() < 0.3, "purchase") for _ in range(900)
+    ]
     events = stream_of(rows, named=True)
     whole = Positives.of(events, INTEREST, session_starts)
     found = by_user(online(events, 64))

@@ -140,9 +140,7 @@ def test_a_snapshot_in_between_changes_nothing(base: Path, tmp_path: Path) -> No
     assert_equal(contents(again), contents(unkilled))
 
 
-def test_a_refused_update_is_kept_and_passed_over(
-    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_refused_update_is_kept_and_passed_over(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     world = world_of(base, tmp_path)
     online = world.trainer()
     drain(online, publish_every=2, most=4)
@@ -187,9 +185,7 @@ def test_a_jump_of_the_loss_is_refused(base: Path, tmp_path: Path, monkeypatch: 
     assert online.status.last_refusal.startswith("loss")
 
 
-def test_slates_that_turn_over_at_once_are_refused(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slates_that_turn_over_at_once_are_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "CHOICE", 60)
     world = world_of(base, tmp_path, batch=64)
     online = world.trainer()
@@ -242,9 +238,7 @@ def test_a_rebuilt_model_is_brought_up_to_date_and_switched_to(base: Path, tmp_p
     other = weights.open(str(tmp_path / "r"))
     del other
     snapshot = world.store.load("main", version, training=True)
-    copy = weights.SnapshotMeta(
-        fingerprint="checkerboard", position=snapshot.position, extras=snapshot.manifest.extras
-    )
+    copy = weights.SnapshotMeta(fingerprint="checkerboard", position=snapshot.position, extras=snapshot.manifest.extras)
     world.store.save("main-rebuilt", snapshot.tensors, snapshot.tables, copy, snapshot.training)
     online._looked = 0.0
     before = online.position

@@ -1,8 +1,9 @@
-"""One contract for every place where weights may rest: a folder, fsspec's memory, a real FTP server."""
+"""One contract for every place where weights may rest: a folder, fsspec's memory, an FTP server, S3's protocol."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import socket
 import subprocess
@@ -10,51 +11,76 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mainstem.schema.errors import ConfigError, MissingExtra, StoreError
+from mainstem.schema.position import START
+from mainstem.weights.deltas import Delta, TableDelta
 from mainstem.weights.files import Files, FileSum, FsspecFiles, LocalFiles, open_files
+from mainstem.weights.line_reader import LineReader, Rebase
+from mainstem.weights.snapshots import SnapshotMeta, Snapshots
 
 
-@pytest.fixture(scope="module")
-def ftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an FTP server that runs beside the tests."""
-    pytest.importorskip("pyftpdlib", reason="the FTP server for tests is not installed: pip install 'mainstem[dev]'")
+@contextmanager
+def server(*command: str, **environment: str) -> Iterator[int]:
+    """A server of its own process on a free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("ftp")
-    command = [sys.executable, "-W", "ignore", "-m", "pyftpdlib", "-i", "127.0.0.1", "-p", str(port), "-w"]
-    server = subprocess.Popen(
-        [*command, "-d", str(folder), "-u", "u", "-P", "p"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    arguments = [sys.executable, "-W", "ignore", "-m", *command, "-p", str(port)]
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **environment}
     )
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 30
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 break
             except OSError:
-                assert time.monotonic() < until, "the FTP server does not answer"
-                assert server.poll() is None, "the FTP server has ended"
+                assert time.monotonic() < until, f"{command[0]} does not answer"
+                assert process.poll() is None, f"{command[0]} has ended"
                 time.sleep(0.05)
-        yield f"ftp://u:p@127.0.0.1:{port}/weights"
+        yield port
     finally:
-        server.kill()
-        server.wait()
+        process.kill()
+        process.wait()
 
 
-@pytest.fixture(params=["local", "memory", "ftp"])
+@pytest.fixture(scope="module")
+def ftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real FTP server."""
+    pytest.importorskip("pyftpdlib", reason="no FTP server to test with: pip install pyftpdlib")
+    folder = str(tmp_path_factory.mktemp("ftp"))
+    with server("pyftpdlib", "-i", "127.0.0.1", "-w", "-d", folder, "-u", "u", "-P", "p") as port:
+        yield f"ftp://u:p@127.0.0.1:{port}/weights"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The URL of a bucket on moto, a server that speaks S3's protocol and stands for S3 here."""
+    for package in ("s3fs", "moto", "flask"):
+        pytest.importorskip(package, reason="nothing speaks S3 here: pip install s3fs 'moto[server]'")
+    made_up = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
+    with server("moto.server", "-H", "127.0.0.1", **made_up) as port, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**made_up, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+            patch.setenv(name, value)
+        importlib.import_module("s3fs").S3FileSystem(skip_instance_cache=True).mkdir("weights")
+        yield "s3://weights"
+
+
+@pytest.fixture(params=["local", "memory", "ftp", "s3"])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     unique = os.urandom(6).hex()
     if request.param == "local":
         return open_files(str(tmp_path / "weights"))
     if request.param == "memory":
         return open_files(f"memory://weights-{unique}/deep")
-    return open_files(f"{request.getfixturevalue('ftp')}/{unique}")
+    return open_files(f"{request.getfixturevalue(request.param)}/{unique}")
 
 
 def test_what_was_put_is_there_whole(files: Files) -> None:
@@ -159,6 +185,47 @@ def test_threads_share_one_connection(files: Files) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_a_whole_line_lives_there(files: Files) -> None:
+    store, other = Snapshots(files), Snapshots(files)
+    reader = LineReader(other, training=True)
+    state = {"keys": np.array([3], np.uint64), "values": np.ones((1, 2), np.float32), "seen": np.zeros(1, np.uint32)}
+    change = {"rows": TableDelta(state["keys"], state["values"], np.array([9], np.uint64))}
+    base = store.save("main", {"w": np.ones(3)}, {"rows": state}, training={"m": np.ones(2)})
+    steps = []
+    for turn in range(4):
+        place = store.place("main")
+        assert place is not None
+        delta = Delta(
+            line="main",
+            base=base,
+            sequence=turn + 1,
+            previous=place.sha256,
+            dense_version=base,
+            position=START,
+            tables=change,
+        )
+        place = store.publish("main", delta)
+        while (step := reader.poll()) is not None:
+            steps.append(type(step).__name__)
+            reader.accept(step)
+        assert reader.place == place
+    assert steps == ["Rebase", "Apply", "Apply", "Apply", "Apply"]
+    kept = store.save(
+        "main", {"w": np.ones(3)}, {"rows": state}, SnapshotMeta(base=base, sequence=4), {"m": np.ones(2)}
+    )
+    store.deltas.refuse("main", delta, "a canary went down")
+    assert [refused.why for refused in other.deltas.refused("main")] == ["a canary went down"]
+    assert store.keep("main", 1, refused=0) == [base]
+    assert (other.versions("main"), other.deltas.sequences("main", base)) == ([kept], [])
+    back = store.rollback("main", kept)
+    step = reader.poll()
+    assert isinstance(step, Rebase)
+    assert step.snapshot.manifest.version == back
+    assert step.snapshot.tables["rows"].keys() == state.keys()
+    np.testing.assert_array_equal(step.snapshot.training["m"], np.ones(2))
+    assert (reader.failure, reader.set_aside) == (None, {})
 
 
 def test_a_failed_put_leaves_nothing(tmp_path: Path) -> None:

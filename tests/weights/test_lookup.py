@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from mainstem.models import TwoTower, TwoTowerConfig
 from mainstem.models.losses import log_inclusion, sampled_softmax
 from mainstem.schema.ids import key64
-from mainstem.weights import Lookup, MemoryTable
-from mainstem.weights.family import Family
+from mainstem.weights import Family, Lookup, SlabTable
 
 
 def _keys(*values: int) -> np.ndarray:
@@ -16,7 +15,7 @@ def _keys(*values: int) -> np.ndarray:
 
 
 def test_places_give_each_role_its_own_rows_and_every_key_is_gathered_once() -> None:
-    table = MemoryTable(4)
+    table = SlabTable(4)
     gathered = Lookup(table).gather({"history": _keys(7, 8, 7), "target": _keys(9, 0, 8), "none": _keys()})
     assert gathered.rows.shape == (4, 4)
     assert gathered.rows.is_leaf
@@ -32,7 +31,7 @@ def test_places_give_each_role_its_own_rows_and_every_key_is_gathered_once() -> 
 
 
 def test_creation_is_per_role_and_what_is_not_created_reads_the_default() -> None:
-    table = MemoryTable(4)
+    table = SlabTable(4)
     lookup = Lookup(table)
     serving = lookup.gather({"a": _keys(1, 2)}, create=False, gradient=False)
     assert len(table) == 0
@@ -47,7 +46,7 @@ def test_creation_is_per_role_and_what_is_not_created_reads_the_default() -> Non
 
 
 def test_the_gradient_of_a_step_is_applied_once_per_row() -> None:
-    table, plain = MemoryTable(2), MemoryTable(2)
+    table, plain = SlabTable(2), SlabTable(2)
     keys = _keys(5, 6, 7)
     rows = plain.find_or_create(keys)
     lookup = Lookup(table)
@@ -63,7 +62,7 @@ def test_the_gradient_of_a_step_is_applied_once_per_row() -> None:
 
 
 def test_an_empty_step_and_rows_without_gradient_change_nothing() -> None:
-    table = MemoryTable(2)
+    table = SlabTable(2)
     lookup = Lookup(table)
     assert lookup.gather({}).rows.shape == (1, 2)
     lookup.gather({"a": _keys(1)})
@@ -79,7 +78,7 @@ def test_two_tower_learns_the_checkerboard_through_lookups() -> None:
     n, b = 30, 64
     users = np.array([key64("user", str(i)) for i in range(n)], np.uint64)
     items = np.array([key64("item", str(i)) for i in range(n)], np.uint64)
-    table = MemoryTable(16)
+    table = SlabTable(16)
     lookup, model = Lookup(table), TwoTower(TwoTowerConfig(dim=16, hidden=16, channels=1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     log_q = log_inclusion(torch.full((b,), 1 / n), b - 1, 0, n)
@@ -109,13 +108,11 @@ def test_two_tower_learns_the_checkerboard_through_lookups() -> None:
     assert len(table) == 2 * n
 
 
-class _Noting(MemoryTable):
-    """The plain table with two families, which notes what it was asked to create."""
-
-    families = (Family("first"), Family("second"))
+class _Noting(SlabTable):
+    """A table of two families, which notes what it was asked to create."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__(dim)
+        super().__init__(dim, (Family("first"), Family("second")))
         self.asked: dict[int, tuple[int, int, int]] = {}
 
     def find_or_create(
@@ -126,7 +123,7 @@ class _Noting(MemoryTable):
             if key:
                 assert key not in self.asked, "each key is asked for once a look-up"
                 self.asked[key] = (family, time, seen)
-        return super().find_or_create(keys)
+        return super().find_or_create(keys, family, time, sights)
 
 
 def test_creation_says_family_time_and_how_often_a_key_was_seen() -> None:
@@ -148,6 +145,48 @@ def test_keys_that_every_role_shares_take_the_first_creating_family() -> None:
     assert table.asked == {9: (1, 0, 2)}
 
 
+def test_a_key_seen_often_enough_in_one_step_is_admitted_at_once() -> None:
+    table = SlabTable(2, (Family("user"), Family("item", admit_after=3)))
+    lookup = Lookup(table)
+    roles = {"history": _keys(7, 8, 7), "target": _keys(7, 9, 0), "query": _keys(8)}
+    families = {"history": 1, "target": 1}
+    gathered = lookup.gather(roles, families=families, create={"history", "target"})
+    assert gathered.places["history"].tolist() == [1, 0, 1], "7 was seen three times, 8 only once where it counts"
+    assert table.counts() == {"user": 0, "item": 1}
+    lookup.gather(roles, families=families)
+    # 8 is at 1 + 2 sights now; 9 at 2
+    assert table.counts() == {"user": 0, "item": 2}
+    np.testing.assert_array_equal(table.find(_keys(8, 9)) >= 0, [True, False])
+
+
+def test_the_time_of_a_look_up_keeps_rows_from_expiring() -> None:
+    table = SlabTable(2, (Family(expire=10_000),))
+    lookup = Lookup(table)
+    lookup.gather({"a": _keys(1, 2)}, time=1_000)
+    lookup.gather({"a": _keys(2)}, time=9_000)
+    lookup.gather({"a": _keys(1)}, time=9_000, create=False, gradient=False)  # serving marks nothing as seen
+    assert table.sweep(15_000, 100) == 1
+    np.testing.assert_array_equal(table.find(_keys(1, 2)) >= 0, [False, True])
+
+
+def test_rows_that_another_family_evicts_in_the_same_look_up_read_the_default() -> None:
+    """`old` has a row of the bounded family and is looked up under another: it may lose its row to `new`."""
+    table = SlabTable(2, (Family("open"), Family("bounded", capacity=1)))
+    lookup = Lookup(table)
+    old, new = _keys(5), _keys(6)
+    lookup.gather({"a": old}, families={"a": 1})
+    gathered = lookup.gather({"old": old, "new": new}, families={"new": 1}, time=2_000)
+    for name, keys in (("old", old), ("new", new)):
+        want = table.gather(table.find(keys))
+        np.testing.assert_array_equal(gathered.rows[gathered.places[name]].detach().numpy(), want)
+
+
+def test_keys_of_another_type_are_refused() -> None:
+    for wrong in (np.array([1, 2]), np.array([1.0]), np.array([[1]], np.uint64)):
+        with pytest.raises(TypeError, match="role 'a' must be uint64"):
+            Lookup(SlabTable(2)).gather({"a": wrong})
+
+
 def _places_and_weights(seed: int, n: int, kinds: int) -> tuple[np.ndarray, torch.Tensor]:
     rng = np.random.default_rng(seed)
     return rng.integers(0, kinds, n).astype(np.uint64), torch.from_numpy(rng.normal(size=(n, 3)).astype(np.float32))
@@ -165,7 +204,7 @@ def test_taking_is_indexing_forward_and_backward(seed: int, sizes: tuple[int, in
     roles, weights = {}, {}
     for number, name in enumerate("ab"):
         roles[name], weights[name] = _places_and_weights(seed + number, sizes[number], kinds)
-    table = MemoryTable(3)
+    table = SlabTable(3)
     results = []
     for take in (True, False):
         gathered = Lookup(table).gather(roles)
@@ -190,7 +229,7 @@ def _one_gradient(threads: int) -> np.ndarray:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        gathered = Lookup(MemoryTable(3)).gather({"a": keys})
+        gathered = Lookup(SlabTable(3)).gather({"a": keys})
         (gathered.take("a") * weights).sum().backward()
     finally:
         torch.set_num_threads(before)
@@ -200,7 +239,7 @@ def _one_gradient(threads: int) -> np.ndarray:
 
 def test_sums_are_in_the_order_of_places_whatever_the_threads() -> None:
     keys, weights = _places_and_weights(5, 40_000, 3000)
-    places = Lookup(MemoryTable(3)).gather({"a": keys}).places["a"].numpy()
+    places = Lookup(SlabTable(3)).gather({"a": keys}).places["a"].numpy()
     want = np.zeros((places.max() + 1, 3), np.float32)
     np.add.at(want, places, weights.numpy())  # one after the other, in float32
     want[0] = 0
@@ -215,14 +254,14 @@ def test_sums_are_in_the_order_of_places_whatever_the_threads() -> None:
 
 
 def test_the_default_row_gets_no_gradient_from_a_take() -> None:
-    gathered = Lookup(MemoryTable(2)).gather({"a": _keys(0, 5, 0), "unknown": _keys(6, 7)}, create={"a"})
+    gathered = Lookup(SlabTable(2)).gather({"a": _keys(0, 5, 0), "unknown": _keys(6, 7)}, create={"a"})
     (gathered.take("a").sum() + gathered.take("unknown").sum()).backward()
     assert gathered.rows.grad is not None
     assert gathered.rows.grad.tolist() == [[0.0, 0.0], [1.0, 1.0]]
 
 
 def test_steps_of_takes_move_the_table_as_indexing_does() -> None:
-    tables = [MemoryTable(3), MemoryTable(3)]
+    tables = [SlabTable(3), SlabTable(3)]
     for step in range(5):
         keys, weights = _places_and_weights(step, 50, 20)
         for table, take in zip(tables, (True, False), strict=True):

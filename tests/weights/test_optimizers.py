@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainstem.weights.family import Adagrad, Adam, Ftrl, Optimizer, RowwiseAdagrad
-from mainstem.weights.optimizers import apply
+from mainstem.weights.optimizers import all_finite, apply
 
 OPTIMIZERS = [RowwiseAdagrad(), Adagrad(), Adam(), Ftrl(l1=0.1, l2=0.2)]
 RATE = 0.05
@@ -184,3 +184,23 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
             apply(optimizer, values, np.zeros((3, 4), np.float32), rows, gradients, rate)
     assert (values == 1).all()
     assert (state == 0).all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 5000])
+@pytest.mark.parametrize("dim", [1, 7, 16, 37])
+def test_one_number_that_is_not_finite_is_found_wherever_it_stands(n: int, dim: int) -> None:
+    rng = np.random.default_rng(n + dim)
+    gradients = rng.normal(size=(n, dim)).astype(np.float32)
+    gradients.flat[: min(3, gradients.size)] = [3e38, -3e38, 1e-45][: min(3, gradients.size)]
+    assert all_finite(gradients), "the largest and the smallest numbers are finite"
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for wrong in (np.inf, -np.inf, np.nan):
+                for place in {0, gradients.size - 1, int(rng.integers(0, max(1, gradients.size)))} if n else ():
+                    spoilt = gradients.copy()
+                    spoilt.flat[place] = wrong
+                    assert not all_finite(spoilt)
+    finally:
+        torch.set_num_threads(before)

@@ -259,12 +259,12 @@ WRITER = """
     import sys, numpy as np
     from pathlib import Path
     from mainstem.schema.position import START
-    from mainstem.weights import SlabTable, SnapshotMeta, Snapshots
     from mainstem.weights.deltas import Delta, TableDelta
-    snapshots, table = Snapshots(Path(sys.argv[1])), MemoryTable(16)
-    keys = np.arange(1, 20_001, dtype=np.uint64)
-    table.find_or_create(keys)
-    change = {"rows": TableDelta(keys, table.read(keys), np.zeros(0, np.uint64))}
+    from mainstem.weights.snapshots import Snapshots
+    snapshots = Snapshots(Path(sys.argv[1]))
+    keys, values = np.arange(1, 20_001, dtype=np.uint64), np.ones((20_000, 16), np.float32)
+    table = {"keys": keys, "values": values, "state": values}
+    change = {"rows": TableDelta(keys, values, np.zeros(0, np.uint64))}
     while True:
         version = snapshots.save("main", {"w": np.ones((200, 1000), np.float32)}, {"rows": table})
         print(version, flush=True)

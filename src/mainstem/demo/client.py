@@ -11,10 +11,14 @@ from typing import Any
 from mainstem.schema.errors import MainstemError
 from mainstem.schema.records import Event
 
-__all__ = ["HttpClient"]
+__all__ = ["FROZEN", "HttpClient"]
 
 # Every so many posts, measure how long until a slate reflects them.
 PROBE_EVERY = 20
+
+
+# The model line that holds the model as it was before the replay.
+FROZEN = "frozen"
 
 
 class HttpClient:
@@ -32,6 +36,10 @@ class HttpClient:
     def slate(self, user: str, time: int, new_only: bool) -> list[str]:
         return self._slate(user, time, new_only, self.k)
 
+    def frozen(self, user: str, time: int, new_only: bool) -> list[str]:
+        """The same question to the model as it was before the replay."""
+        return self._slate(user, time, new_only, self.k, FROZEN)
+
     def post(self, events: Sequence[Event]) -> None:
         began = time.perf_counter()
         self._after = self.call("POST", "/v1/events", [_wire(event) for event in events])["position"]
@@ -45,13 +53,14 @@ class HttpClient:
         lags, self._lags = self._lags, []
         return lags
 
-    def _slate(self, user: str, time: int, new_only: bool, limit: int) -> list[str]:
+    def _slate(self, user: str, time: int, new_only: bool, limit: int, line: str = "main") -> list[str]:
         asked: dict[str, Any] = {
             "context": {"canvas": self.canvas, "user": user, "time": time},
             "show": {"new_only": new_only},
             "limit": limit,
             "deadline_ms": 5_000,
             "shown": False,
+            "model_line": line,
         }
         if self._after:
             asked["after"] = self._after

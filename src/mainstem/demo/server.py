@@ -15,7 +15,7 @@ from typing import Any
 
 from mainstem.schema.errors import MainstemError
 
-__all__ = ["ServerProcess", "TrainingProcess", "check_port"]
+__all__ = ["OnlineProcess", "ServerProcess", "TrainingProcess", "check_port"]
 
 PATIENCE = 600.0
 
@@ -87,6 +87,35 @@ class ServerProcess:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+
+
+class OnlineProcess:
+    """`mainstem train --online` for `config_file`; its output goes to `log_file`. It ends with its parent."""
+
+    def __init__(self, config_file: Path, log_file: Path) -> None:
+        self.log_file = log_file
+        command = [sys.executable, "-m", "mainstem", "train", "--online", "--config", str(config_file)]
+        with log_file.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*command, "--while-stdin-open"], stdin=subprocess.PIPE, stdout=output, stderr=output
+            )
+
+    def check(self) -> None:
+        """Raises MainstemError where it has ended."""
+        if self._process.poll() is not None:
+            raise MainstemError(f"the trainer ended with status {self._process.returncode}: see {self.log_file}")
+
+    def __enter__(self) -> OnlineProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._process.stdin:
+            self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 class TrainingProcess:

@@ -15,25 +15,32 @@ from rich.console import Console
 from mainstem import datasets
 from mainstem.assemble import open_log
 from mainstem.demo.baskets import Baskets, Split
-from mainstem.demo.client import HttpClient
-from mainstem.demo.server import ServerProcess, TrainingProcess, check_port
+from mainstem.demo.client import FROZEN, HttpClient
+from mainstem.demo.server import OnlineProcess, ServerProcess, TrainingProcess, check_port
 from mainstem.evaluate import Replay, ReplayDisplay, Results, default_baselines, final_table, load_state, save_state
 from mainstem.evaluate import write_report as write_html
+from mainstem.evaluate.replay import SIDES
 from mainstem.progress import Show, stages
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import load, storage_urls
 from mainstem.schema.errors import StoreError
 from mainstem.schema.records import LogRecord
 from mainstem.schema.time import SECOND, iso
+from mainstem.weights import SnapshotMeta, Snapshots
 from mainstem.weights import open as open_weights
 
 __all__ = ["Demo"]
 
 BATCH = 20_000
+# Every so many baskets the model as it was before the replay is asked too.
+COMPARED = 4
+# Baskets between looks at whether the trainer still runs.
+CHECK_EVERY = 50
 PROTOCOL = (
     "Before each basket two slates of ten are asked for its user as of its time: one of anything, scored on all of "
     "the basket, and one of what the user never had, scored on what is new to them. Then the basket is posted. The "
-    "baselines answer the same requests under the same restriction. Nothing was chosen on these weeks."
+    "baselines answer the same requests under the same restriction. Nothing was chosen on these weeks. A trainer beside "
+    "the server learns from the baskets as they come; the model as it was before them is asked on some of them too."
 )
 
 
@@ -62,18 +69,27 @@ class Demo:
             self._ingest(config, split, show)
         with ServerProcess(self.config_file, self.folder / "server.log", self.port) as server:
             # Three processes now: the server brings its state up to date, one trains, this one teaches the baselines.
-            version = open_weights(storage_urls(config, self.folder).weights).latest("main").version
-            training = TrainingProcess(self.config_file) if version is None else None
+            store = open_weights(storage_urls(config, self.folder).weights)
+            version = store.latest(FROZEN).version
+            training = TrainingProcess(self.config_file) if store.latest("main").version is None else None
             replay, client = self._teach(server, split, config)
             if training:
-                version = training.result()["version"]
-            server.wait_ready(version)
-            self.console.print(f"serving {version} at [link={server.url}/docs]{server.url}[/link]", highlight=False)
-            results = self._replay(replay, client, split)
-            summary = {**results.summary(), "seconds": round(time.monotonic() - began, 1)}
-            self._tell(server, results, split, config)
-            if stay:
-                self._leave_running(server, split)
+                training.result()
+            if version is None:
+                freeze(store)
+            server.wait_ready()
+            with OnlineProcess(self.config_file, self.folder / "trainer.log") as trainer:
+                self.console.print(
+                    f"serving at [link={server.url}/docs]{server.url}[/link], learning from what comes in",
+                    highlight=False,
+                )
+                results = self._replay(replay, client, split, trainer)
+                sides = replay.compared.summary()
+                compared = {SIDES[0]: sides[SIDES[0]], SIDES[1]: sides["baselines"][SIDES[1]]}
+                summary = {**results.summary(), "compared": compared, "seconds": round(time.monotonic() - began, 1)}
+                self._tell(replay, results, split)
+                if stay:
+                    self._leave_running(server, split)
         return summary
 
     # ---- steps -----------------------------------------------------------------------------------
@@ -83,7 +99,7 @@ class Demo:
         return self.folder / "mainstem.yaml"
 
     def _configure(self) -> Config:
-        settings = {**self.dataset.config, "data": "data"}
+        settings = {**self.dataset.config, "data": "data", "serve": {"lines": [FROZEN]}}
         if self.quick:
             settings["train"] = {**dict(settings.get("train", {})), "ranking_slates": 1_000}  # type: ignore[call-overload]
         text = yaml.safe_dump(settings, sort_keys=False)
@@ -121,11 +137,11 @@ class Demo:
     def _teach(self, server: ServerProcess, split: Split, config: Config) -> tuple[Replay, HttpClient]:
         """The replay, its baselines taught all that came before."""
         client = HttpClient(server.host, server.port, next(iter(config.canvases)))
-        replay = Replay(client, default_baselines())
+        replay = Replay(client, default_baselines(), rival=client.frozen, rival_every=COMPARED)
         replay.teach(self.baskets.past(split.cut))
         return replay, client
 
-    def _replay(self, replay: Replay, client: HttpClient, split: Split) -> Results:
+    def _replay(self, replay: Replay, client: HttpClient, split: Split, trainer: OnlineProcess) -> Results:
         live = self.baskets.live(split.cut)
         saved = self.folder / "replay.json"
         if (state := load_state(saved)) is not None:
@@ -135,12 +151,14 @@ class Demo:
         with ReplayDisplay(len(live), title=title) as display:
             for results in replay.run(live, lambda state: save_state(saved, state)):
                 display.update(results)
+                if results.baskets % CHECK_EVERY == 0:
+                    trainer.check()
         client.close()
         for what, times in sorted(client.degraded.items(), key=lambda item: -item[1])[:5]:
             self.console.print(f"[yellow]{times:,} slates said: {what}", highlight=False)
         return replay.results
 
-    def _tell(self, server: ServerProcess, results: Results, split: Split, config: Config) -> None:
+    def _tell(self, replay: Replay, results: Results, split: Split) -> None:
         report = write_html(
             self.folder / "report.html",
             results,
@@ -148,8 +166,11 @@ class Demo:
             protocol=PROTOCOL,
             config=self.config_file.read_text(),
             facts={"data set": self.dataset.name, "live from": iso(split.cut), "past events": f"{split.past:,}"},
+            compared=replay.compared,
         )
         self.console.print(final_table(results))
+        each = "every basket" if COMPARED == 1 else f"every {COMPARED}th basket"
+        self.console.print(final_table(replay.compared, f"The same model, learning and frozen ({each})"))
         self.console.print(f"report with plots: {report.resolve()}", highlight=False)
 
     def _leave_running(self, server: ServerProcess, split: Split) -> None:
@@ -171,6 +192,17 @@ class Demo:
             server.wait()
         except KeyboardInterrupt:
             self.console.print("stopping")
+
+
+def freeze(store: Snapshots) -> None:
+    """A copy of the newest model, which nothing goes on to change, as the line FROZEN."""
+    version = store.latest("main").version
+    assert version is not None
+    snapshot = store.load("main", version)
+    manifest = snapshot.manifest
+    extras = {name: value for name, value in manifest.extras.items() if name != "state"}
+    meta = SnapshotMeta(fingerprint=manifest.fingerprint, position=snapshot.position, extras=extras)
+    store.save(FROZEN, snapshot.tensors, snapshot.tables, meta)
 
 
 def _retry(act: Callable[[], object], patience: float = 15.0) -> None:

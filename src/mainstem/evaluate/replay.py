@@ -61,18 +61,31 @@ class ReplayClient(Protocol):
         ...
 
 
+Rival = Callable[[str, int, bool], list[str]]
+"""(user, event time, new only) -> item ids: another system to be asked beside the first, on some of the baskets."""
+
+# The two sides of `Replay.compared`.
+SIDES = ("learning online", "frozen at the start")
+
+
 class Replay:
-    """The engine. Pure: it knows no HTTP, no files, no display; `clock` gives seconds, monotonic."""
+    """The engine. Pure: it knows no HTTP, no files, no display; `clock` gives seconds, monotonic.
+
+    rival: asked on every `rival_every`-th basket too; `compared` holds the system's own scores on those baskets beside
+    the rival's.
+    """
 
     def __init__(
         self, client: ReplayClient, baselines: Sequence[Baseline], *, k: int = 10, name: str = "mainstem",
-        clock: Callable[[], float] = _time.perf_counter,
+        rival: Rival | None = None, rival_every: int = 1, clock: Callable[[], float] = _time.perf_counter,
     ) -> None:  # fmt: skip
         self._client = client
         self._baselines = list(baselines)
         self._clock = clock
         self._had: dict[str, set[str]] = {}
         self.results = Results([name, *(baseline.name for baseline in baselines)], k)
+        self._rival, self._rival_every = rival, rival_every
+        self.compared = Results(list(SIDES), k)
         if len(set(self.results.systems)) != len(self.results.systems):
             raise ConfigError(f"systems need distinct names, not {', '.join(self.results.systems)}")
 
@@ -118,7 +131,7 @@ class Replay:
 
     def state(self) -> dict[str, Any]:
         """Everything a later process needs beside the stream itself; JSON-serialisable."""
-        return self.results.state()
+        return {**self.results.state(), "compared": self.compared.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`. Raises ConfigError when it belongs to other systems or another k."""
@@ -129,6 +142,8 @@ class Replay:
                 f"this one {', '.join(self.results.systems)} at {self.results.k}: start it anew"
             )
         self.results = held
+        if "compared" in state:
+            self.compared = Results.of(state["compared"])
 
     def _score(self, basket: Basket, items: list[str]) -> None:
         had: set[str] = self._had.get(basket.user, set())
@@ -145,7 +160,12 @@ class Replay:
         results.slates += 1
         if not wanted:  # a client cannot know that nothing in the basket is new; there is nothing to score
             return
-        results.add(basket.time, results.systems[0], restriction, *score_slate(slate, wanted, results.k))
+        own = score_slate(slate, wanted, results.k)
+        results.add(basket.time, results.systems[0], restriction, *own)
+        if self._rival is not None and results.baskets % self._rival_every == 0:
+            other = score_slate(self._rival(basket.user, basket.time, new_only), wanted, results.k)
+            for side, scores in zip(SIDES, (own, other), strict=True):
+                self.compared.add(basket.time, side, restriction, *scores)
         for baseline in self._baselines:
             slate = baseline.rank(basket.user, basket.time, results.k, new_only)
             results.add(basket.time, baseline.name, restriction, *score_slate(slate, wanted, results.k))

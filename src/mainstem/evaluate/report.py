@@ -150,10 +150,12 @@ def _facts(title: str, facts: Mapping[str, object]) -> str:
 
 
 def report(
-    results: Results, *, title: str, protocol: str, config: str = "", facts: Mapping[str, object] | None = None
-) -> str:
+    results: Results, *, title: str, protocol: str, config: str = "", facts: Mapping[str, object] | None = None,
+    compared: Results | None = None,
+) -> str:  # fmt: skip
     """The document as text. `protocol` says in a sentence or two what was asked and scored; `config` is the
-    configuration file's text; `facts` whatever else a reader needs (data set, version, command)."""
+    configuration file's text; `facts` whatever else a reader needs (data set, version, command); `compared`: the
+    system on some of the baskets beside a rival."""
     slates = _timing(
         "Slate latency", f"{results.slate_ms.count:,} requests, as the client saw them, log scale.", results.slate_ms
     )
@@ -163,6 +165,7 @@ def report(
         f"<header><h1>{escape(title)}</h1><p>{escape(protocol)}</p></header>",
         _tiles(results),
         *(_quality(results, restriction) for restriction in RESTRICTIONS),
+        *_compared(compared),
         slates,
         fresh,
         _table(results),
@@ -178,6 +181,14 @@ def report(
     return page(title, "\n".join(body))
 
 
+def _compared(compared: Results | None) -> list[str]:
+    if compared is None or not compared.days:
+        return []
+    head = " against ".join(compared.systems).capitalize()
+    title = f"<section class=wide><h2>{escape(head)}</h2><p class=soft>The same requests.</p></section>"
+    return [title, *(_quality(compared, restriction) for restriction in RESTRICTIONS)]
+
+
 def write_report(
     path: Path,
     results: Results,
@@ -186,8 +197,10 @@ def write_report(
     protocol: str,
     config: str = "",
     facts: Mapping[str, object] | None = None,
+    compared: Results | None = None,
 ) -> Path:
     """`report` into a file (folders are made); the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(report(results, title=title, protocol=protocol, config=config, facts=facts), encoding="utf-8")
+    text = report(results, title=title, protocol=protocol, config=config, facts=facts, compared=compared)
+    path.write_text(text, encoding="utf-8")
     return path

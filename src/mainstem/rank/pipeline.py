@@ -19,7 +19,7 @@ from mainstem.rank.retrieve import Candidates, fill_up, merge, retrieve
 from mainstem.rank.score import RELATION, ModelVersion, rank_inputs
 from mainstem.rank.sources import Allowed, Popular, Source
 from mainstem.schema.config import Config
-from mainstem.schema.errors import NotReady
+from mainstem.schema.errors import InvalidRecord, NotReady
 from mainstem.schema.ids import Keys, fresh_id, key64
 from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats
 from mainstem.schema.records import Degraded, Slate, SlateItem, SlateRequest
@@ -88,7 +88,8 @@ class _Scores:
 class Pipeline:
     """Answers requests from the state, the catalogue and the model in use. Safe to call from several threads.
 
-    `current` gives the model in use or raises NotReady; `kept` the last good slate for a request, if any.
+    `current` gives the model in use or raises NotReady, `lines` those of other model lines that requests may name;
+    `kept` the last good slate for a request, if any.
     """
 
     def __init__(
@@ -100,9 +101,11 @@ class Pipeline:
         current: Callable[[], ModelVersion],
         kept: Callable[[Question], Slate | None] = lambda question: None,
         pool: Executor | None = None,
+        lines: Mapping[str, Callable[[], ModelVersion]] | None = None,
     ) -> None:
         self.config, self.catalog, self.features = config, catalog, features
         self.sources, self.current, self.kept, self.pool = sources, current, kept, pool
+        self.lines = {"main": current, **(lines or {})}
 
     def answer(self, request: SlateRequest) -> Answer:
         """The slate for `request`.
@@ -110,7 +113,7 @@ class Pipeline:
         Raises InvalidRecord for a request that breaks the contract, and what the state raises where it cannot be
         read at all (StoreError); everything else that fails is left out of the slate, which says so.
         """
-        model, why = self._in_use()
+        model, why = self._in_use(request)
         question = resolve(request, self.config, model)
         trail = _Trail(question.started, degraded=list(question.left_out))
         with self.features.view(question.context, question.tenant) as view:
@@ -142,7 +145,7 @@ class Pipeline:
 
         Raises what a source raises, and DeadlineExceeded: examples must not depend on what was late.
         """
-        question = resolve(request, self.config, self._in_use()[0], replay=True)
+        question = resolve(request, self.config, self._in_use(request)[0], replay=True)
         forbidden = question.forbidden(view)
 
         def allowed(keys: Keys) -> NDArray[np.bool_]:
@@ -152,10 +155,12 @@ class Pipeline:
         found = fill_up(question, self.catalog, allowed, found)
         return keep_allowed(question, self.catalog, forbidden, found)
 
-    def _in_use(self) -> tuple[ModelVersion | None, str]:
+    def _in_use(self, request: SlateRequest) -> tuple[ModelVersion | None, str]:
         """The version that answers the whole request, or why there is none."""
+        if request.model_line not in self.lines:
+            raise InvalidRecord("model_line", f"{request.model_line!r} is not among {', '.join(self.lines)}")
         try:
-            return self.current(), ""
+            return self.lines[request.model_line](), ""
         except NotReady as reason:
             return None, str(reason)
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mainstem.catalog import EventEntities, MemoryCatalog
-from mainstem.refresh.expiry import ExpiryClock
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.errors import StoreError
+from mainstem.schema.expiry import ExpiryClock
 from mainstem.schema.ids import key64
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import FeatureStore, Log, LogBatch

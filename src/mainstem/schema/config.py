@@ -175,7 +175,11 @@ class ModelConfig(_Section):
     """Hidden layers of the ranking network."""
     temperature: float = Field(default=0.1, gt=0)
     """Of the retrieval softmax over normalised vectors."""
-    families: dict[Literal["user", "entity", "attribute"], FamilyConfig] = {}
+    families: dict[Literal["user", "entity", "attribute"], FamilyConfig] = {
+        "user": FamilyConfig(),
+        "entity": FamilyConfig(),
+        "attribute": FamilyConfig(),
+    }
     """Embedding rows by kind of key; what is not named has the defaults."""
 
 
@@ -195,7 +199,7 @@ class OnlineConfig(_Section):
     rebuild_every: Duration | None = None
     """Train anew from the whole history so often, beside the stream; null: only by `mainstem train`."""
     max_lag: int = Field(default=1_000_000, ge=1)
-    """Records behind the log beyond which the oldest are only noted in histories, not learned from; they are counted."""
+    """Records behind the log beyond which the oldest are noted in histories but not learned from; they are counted."""
     loss_jump: float = Field(default=0.5, gt=0)
     """The guard refuses an update whose loss is so much above its running reference: 0.5 is half more."""
     canary_overlap: float = Field(default=0.2, ge=0, le=1)
@@ -261,6 +265,8 @@ class ServeConfig(_Section):
     """Events accepted in one POST."""
     served_sample: float = Field(default=1.0, ge=0.0, le=1.0)
     """Share of slates put on record."""
+    lines: list[Name] = []
+    """Model lines in the weights store, beside `main`, that requests may ask by `model_line`: to compare."""
     max_lag: int = Field(default=500_000, ge=1)
     """Writes are refused (503) while the state is more records than this behind the log."""
 

@@ -318,17 +318,31 @@ def _comment(text: str | None, indent: str) -> list[str]:
 def _settings(model: type[BaseModel], indent: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield from _comment(field.description, indent)
+        kind = inner(field.annotation)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _comment(kind.__doc__, indent)
+            yield f"{indent}{name}:\n"
+            yield from _settings(kind, indent + "  ")
+            continue
+        if get_origin(kind) is dict and isinstance(entry := get_args(kind)[1], type) and issubclass(entry, BaseModel):
+            yield f"{indent}# An entry can hold:\n"
+            yield from _keys(entry, indent)
         yield f"{indent}#{name}: {flow(default_of(field))}\n"
+
+
+def _keys(model: type[BaseModel], indent: str) -> Iterator[str]:
+    """What an entry can hold, as comment."""
+    for key, inside in model.model_fields.items():
+        default = "required" if inside.is_required() else f"default {flow(default_of(inside))}"
+        words = " ".join((inside.description or "").split())
+        yield f"{indent}#   {key} ({default}){': ' + words if words else ''}\n"
 
 
 def _entries(name: str, field: FieldInfo, model: type[BaseModel]) -> Iterator[str]:
     """A mapping of named entries: what an entry can hold, as comment, then the default entries."""
     yield from _comment(model.__doc__, "")
     yield "# What you list here replaces these entries whole. An entry can hold:\n"
-    for key, inside in model.model_fields.items():
-        default = "required" if inside.is_required() else f"default {flow(default_of(inside))}"
-        words = " ".join((inside.description or "").split())
-        yield f"#   {key} ({default}){': ' + words if words else ''}\n"
+    yield from _keys(model, "")
     yield f"{name}:\n"
     entries = default_of(field)
     for entry, value in entries.items() if isinstance(entries, dict) else ():

@@ -169,7 +169,8 @@ class Show(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SlateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A question. `after` is a Position's text: the slate must reflect the log up to there (law 3)."""
+    """A question. `after` is a Position's text: the slate must reflect the log up to there (law 3). `model_line`: which
+    of the model lines that the server holds answers."""
 
     context: Context = msgspec.field(default_factory=Context)
     show: Show = msgspec.field(default_factory=Show)
@@ -178,6 +179,7 @@ class SlateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     after: str | None = None
     shown: bool | None = None
     explain: bool = False
+    model_line: str = "main"
     tenant: str = DEFAULT_TENANT
 
 

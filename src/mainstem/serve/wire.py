@@ -140,6 +140,7 @@ class SlateIn(_In, frozen=True, kw_only=True):
     after: str | None = None
     shown: bool | None = None
     explain: bool = False
+    model_line: Named = "main"
 
 
 class SlateQuery(_In, frozen=True, kw_only=True):

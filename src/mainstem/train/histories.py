@@ -35,7 +35,10 @@ def _fold(  # type: ignore[no-untyped-def]
     w_entity, w_time, w_interest, w_next, free,
     emit, out_entity, out_age, out_interest, out_offsets,
 ):  # fmt: skip
-    """Take n events in order; with `emit`, write what lies before each one's session. free: head and length of the free list."""
+    """Take n events in order; with `emit`, write what lies before each one's session.
+
+    free int64 [2]: head and length of the list of free places.
+    """
     size = ring_entity.shape[1]
     t = 0
     for i in range(len(rows)):
@@ -122,7 +125,7 @@ class Histories:
         entity, age = np.empty(most, np.uint64), np.empty(most, np.int64)
         weights, offsets = np.empty(most, np.float32), np.zeros(n + 1, np.int64)
         of = self._of
-        t = _fold(
+        t = _fold(  # type: ignore[no-untyped-call]
             rows, events.entity, events.session, events.time, interest, self.gap,
             of["session"], of["opened"], of["last"], of["count"], of["head"], of["tail"],
             self._ring_entity, self._ring_time, self._ring_interest,

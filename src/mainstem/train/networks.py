@@ -19,7 +19,8 @@ OPTIMIZERS = {"rowwise_adagrad": RowwiseAdagrad, "adagrad": Adagrad, "adam": Ada
 
 def families_of(model: ModelConfig) -> tuple[Family, ...]:
     """The table's families as configured."""
-    chosen = [model.families.get(name, FamilyConfig()) for name in FAMILIES]
+    configured = {str(name): family for name, family in model.families.items()}
+    chosen = [configured.get(name, FamilyConfig()) for name in FAMILIES]
     return tuple(
         Family(
             name,

@@ -16,11 +16,12 @@ from mainstem.catalog import EventEntities, MemoryCatalog
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config
 from mainstem.schema.errors import StoreError
+from mainstem.schema.expiry import ExpiryClock
 from mainstem.schema.ids import Keys, key64
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Log, LogBatch
 from mainstem.schema.records import Erase, Event
-from mainstem.schema.time import DAY, parse_duration
+from mainstem.schema.time import parse_duration
 from mainstem.train.histories import Histories
 from mainstem.train.interactions import Interactions, of_interest
 from mainstem.train.population import Population
@@ -67,13 +68,12 @@ class OnlineLearner:
         self.population = Population(HALF_LIFE)
         self.histories = Histories()
         self.rng = np.random.default_rng(config.train.seed)
-        self.clock = 0
+        self.clock = ExpiryClock()
         self.carried = Carried({}, {}, {})
         """What its snapshot holds besides."""
         self._latest = Interactions.none()
         self._interest = config.interest()
         self._entities = EventEntities.of(config)
-        self._swept_day = 0
 
     def learn(self, batch: LogBatch) -> Step:
         """Learn from records that follow the last ones."""
@@ -93,7 +93,7 @@ class OnlineLearner:
         found, weight = of_interest(events, self._interest)
         if not len(found):
             return 0, float("nan")
-        self.clock = max(self.clock, int(found.time.max()))
+        self.clock.add(found.time)
         self.population.add(found.entity)
         loss = float("nan")
         if learn:
@@ -111,7 +111,7 @@ class OnlineLearner:
             some = slice(start, start + CHUNK)
             self.population.add(found.entity[some])
             self.histories.fold(found.take(some), weight[some])
-        self.clock = int(found.time.max()) if len(found) else 0
+        self.clock.add(found.time)
 
     def catch_up(self, log: Log, until: Position) -> None:
         """Bring the catalogue, which no snapshot holds, to where the log stood at `until`. Raises StoreError."""
@@ -153,10 +153,11 @@ class OnlineLearner:
         return key
 
     def _sweep(self) -> None:
-        self.towers.table.sweep(self.clock, SWEEP)
-        if self.clock // DAY > self._swept_day:
-            self._swept_day = self.clock // DAY
-            self.histories.expire(self.clock - parse_duration(self.config.features.expire))
+        """What was not seen for long leaves: rows in slices, histories once a day."""
+        self.towers.table.sweep(self.clock.reached(), SWEEP)
+        if (day := self.clock.due()) is not None:
+            self.histories.expire(day - parse_duration(self.config.features.expire))
+            self.clock.swept(day)
 
     # ---- checkpoints -------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class OnlineLearner:
             "population": self.population.state(),
             "histories": self.histories.state(),
             "random": random_states(self.rng),
-            "clock": [self.clock, self._swept_day],
+            "clock": self.clock.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -178,4 +179,4 @@ class OnlineLearner:
         self.population.load(state["population"])
         self.histories.load(state["histories"])
         restore_random(state["random"], self.rng)
-        self.clock, self._swept_day = state["clock"]
+        self.clock.load(state["clock"])

@@ -34,8 +34,8 @@ class RetrievalLearner:
         """One step on b > 0 positives, which `population` counts already; the loss before it.
 
         One look-up for all roles (law 7). Negatives are the batch's other positives and even draws from the
-        population, which is drawn from before the look-up. Raises FloatingPointError, changing no weight, where the loss
-        or a row's gradient is not finite.
+        population, which is drawn from before the look-up. Raises FloatingPointError, changing no weight, where the
+        loss or a row's gradient is not finite.
         """
         towers = self.towers
         towers.module.train()

@@ -32,6 +32,7 @@ __all__ = [
     "lowest",
     "prefetch",
     "release32",
+    "stream16",
     "stream_row",
     "zero_row",
 ]
@@ -66,7 +67,8 @@ def _prefetch(builder: Any, address: Any) -> None:
     pointer = _pointer(builder, address, ir.IntType(8))
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, _BITS32, _BITS32, _BITS32])
     function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-    builder.call(function, [pointer, _BITS32(0), _BITS32(3), _BITS32(1)])
+    # to read, into the second cache: the first has few places for lines on their way, and is left to what is worked on
+    builder.call(function, [pointer, _BITS32(0), _BITS32(2), _BITS32(1)])
 
 
 def _copy(lanes: int, past_the_cache: bool) -> Callable[..., None]:
@@ -88,12 +90,12 @@ load64 = _made(types.uint64, 1, lambda builder, a: builder.load(_pointer(builder
 load32 = _made(types.uint32, 1, lambda builder, a: builder.load(_pointer(builder, a, _BITS32)))
 
 
-
 def _equal8(builder: Any, address: Any, value: Any) -> Any:
     words = ir.VectorType(_BITS64, 8)
     line = builder.load(_pointer(builder, address, words), align=8)
     first = builder.insert_element(ir.Constant(words, ir.Undefined), value, _BITS32(0))
-    every = builder.shuffle_vector(first, ir.Constant(words, ir.Undefined), ir.Constant(ir.VectorType(_BITS32, 8), [0] * 8))
+    nought = ir.Constant(ir.VectorType(_BITS32, 8), [0] * 8)
+    every = builder.shuffle_vector(first, ir.Constant(words, ir.Undefined), nought)
     mask = builder.bitcast(builder.icmp_unsigned("==", line, every), ir.IntType(8))
     return builder.zext(mask, _BITS64)
 
@@ -126,7 +128,7 @@ fence_all = _made(types.void, 0, lambda builder: builder.fence("seq_cst"))
 copy16 = _made(types.void, 2, _copy(16, False))
 copy4 = _made(types.void, 2, _copy(4, False))
 _copy1 = _made(types.void, 2, _copy(1, False))
-_stream16 = _made(types.void, 2, _copy(16, True))
+stream16 = _made(types.void, 2, _copy(16, True))
 _stream4 = _made(types.void, 2, _copy(4, True))
 
 
@@ -158,7 +160,7 @@ def stream_row(target: Int, source: Int, width: Int) -> None:
     `target` one of 16. `fence_all` must follow before another thread reads."""
     if target & 63 == 0:
         for at in range(0, width, 64):
-            _stream16(target + at, source + at)
+            stream16(target + at, source + at)
     else:
         for at in range(0, width, 16):
             _stream4(target + at, source + at)

@@ -100,6 +100,11 @@ class Column:
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
-    """The bytes of a file that another process writes, to read. Raises FileNotFoundError where there is none."""
+    """The bytes of a file that another process writes, to read. Raises FileNotFoundError where there is none,
+    StoreError where it cannot be mapped."""
     with path.open("rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ), np.uint8)
+        try:
+            memory = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be mapped: {error}") from error
+        return np.frombuffer(memory, np.uint8)

@@ -36,11 +36,11 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = (path / ".writer").open("ab")
+        self._lock = os.open(path / ".writer", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
+            self.close()
             raise StoreError(f"{path}: another process or table writes here; give each table its own folder") from None
         # a killed writer's table stays until this one's is announced: readers go on with it meanwhile
         self._epoch = time.time_ns()
@@ -60,7 +60,14 @@ class Folder:
                 entry.unlink(missing_ok=True)
 
     def close(self) -> None:
-        self._lock.close()
+        """Let another writer have it."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.close()
 
 
 class Body:

@@ -7,6 +7,7 @@ ROOT/LINE/refused/r-....delta             kept for inspection, with the reason a
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from mainstem.schema.errors import NotReady, StoreError
@@ -14,13 +15,15 @@ from mainstem.schema.ids import fresh_id
 from mainstem.schema.time import now_ms
 from mainstem.weights.deltas import Delta, decode, encode
 from mainstem.weights.files import TEMPORARY, Files
+from mainstem.weights.manifests import VERSION
 
 __all__ = ["Deltas", "Refused", "delta_name"]
 
 # Larger than any sensible delta: a file that has more is not read at all.
 _MOST_BYTES = 1 << 32
+# Longest wait, in seconds, for another thread or process that is about to add a delta or a manifest.
+_HEAD_WAIT = 30.0
 _FILE = re.compile(r"(\d{10})\.delta")
-_BASE = re.compile(r"v-[0-9a-f]{32}")
 _REFUSED = re.compile(r"(r-[0-9a-f]{32})\.delta")
 
 
@@ -48,7 +51,7 @@ class Deltas:
 
     def bases(self, line: str) -> list[str]:
         """Bases that have deltas on disk."""
-        return [name for name in self.files.list(f"{line}/deltas") if _BASE.fullmatch(name)]
+        return [name for name in self.files.list(f"{line}/deltas") if VERSION.fullmatch(name)]
 
     def sequences(self, line: str, base: str) -> list[int]:
         """Numbers of the deltas on disk, ascending, good or damaged."""
@@ -76,26 +79,30 @@ class Deltas:
             raise StoreError(f"{name} is there already") from error
         return replace(delta, sha256=data[-32:].hex())
 
+    def head(self, line: str) -> AbstractContextManager[None]:
+        """Be the one who moves the line's newest place: compared and moved as one. Held for moments."""
+        held = f"model line {line!r} is held by another process or thread that adds to it"
+        return self.files.lock(f"{line}/.head", held, _HEAD_WAIT)
+
     def drop(self, line: str, base: str, until: int | None) -> None:
-        """Delete the deltas of `base` up to number `until`, or all."""
+        """Delete the deltas of `base` up to number `until`, or all. Only the holder of `head` may."""
         if until is None:
             self.files.delete(f"{line}/deltas/{base}")
             return
         old = [sequence for sequence in self.sequences(line, base) if sequence <= until]
         self.files.delete(*(f"{line}/{delta_name(base, sequence)}" for sequence in old))
-
-    def clear(self, line: str, base: str) -> None:
-        """Remove what killed publishers left; only the holder of the line's head may."""
-        folder = f"{line}/deltas/{base}"
-        left = [name for name in self.files.list(folder) if name.startswith(TEMPORARY)]
-        self.files.delete(*(f"{folder}/{name}" for name in left))
+        self._clear(f"{line}/deltas/{base}")
 
     def refuse(self, line: str, delta: Delta, why: str) -> str:
         """Keep a delta that must not be published, with values that are not finite if need be; the name it gets."""
         note = {"why": why, "at": now_ms()}
         data = encode(replace(delta, extras={**delta.extras, "refused": note}), finite=False)
         name = fresh_id("r")
-        self.files.put(f"{line}/refused/{name}.delta", [data])
+        try:
+            with self.head(line):
+                self.files.put(f"{line}/refused/{name}.delta", [data])
+        except OSError as error:
+            raise StoreError(f"refused/{name}.delta cannot be written: {error.strerror or error}") from error
         return name
 
     def refused(self, line: str) -> list[Refused]:
@@ -124,8 +131,14 @@ class Deltas:
         return delta
 
     def drop_refused(self, line: str, keep: int) -> None:
-        """Delete all but the newest `keep` refused deltas."""
+        """Delete all but the newest `keep` refused deltas. Only the holder of `head` may."""
         self.files.delete(*(f"{line}/refused/{name}.delta" for name in self._refused_names(line)[keep:]))
+        self._clear(f"{line}/refused")
+
+    def _clear(self, folder: str) -> None:
+        """Remove what killed writers left."""
+        left = [name for name in self.files.list(folder) if name.startswith(TEMPORARY)]
+        self.files.delete(*(f"{folder}/{name}" for name in left))
 
     def _refused_names(self, line: str) -> list[str]:
         names = (_REFUSED.fullmatch(name) for name in self.files.list(f"{line}/refused"))

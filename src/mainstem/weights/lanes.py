@@ -74,7 +74,7 @@ class Lanes:
 def _intrinsic(builder: Any, name: str, kind: Any, function: Any) -> Any:
     """LLVM's intrinsic of that name for that kind of number; llvmlite knows no names for vectors."""
     suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
-    return cgutils.get_or_insert_function(builder.module, function, f"{name}.{suffix}")
+    return cgutils.get_or_insert_function(builder.module, function, f"{name}.{suffix}")  # type: ignore[no-untyped-call]
 
 
 def _kind(width: int) -> Any:
@@ -153,7 +153,7 @@ def _dot_row(_: Any, left: Any, right: Any, dim: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         one, other, length = given
-        total = cgutils.alloca_once_value(builder, ir.Constant(_FLOAT, 0.0))
+        total = cgutils.alloca_once_value(builder, ir.Constant(_FLOAT, 0.0))  # type: ignore[no-untyped-call]
 
         def make(offset: Any, width: int) -> None:
             a = builder.load(_pointer(builder, builder.add(one, offset), width), align=4)

@@ -80,15 +80,19 @@ class Lookup:
         create: whether keys without a row may get one, or the names of the roles whose keys may; others read the
         default row, and are no sight of their key. gradient: False for validation and serving: rows take none and
         nothing is left pending.
+
+        Raises TypeError where keys are not uint64, ValueError where an option names a role that is not there.
         """
         families = families or {}
         creating = _creating(roles, families, create)
         classes = [families.get(name, 0) if name in creating else -1 for name in roles]
         sizes = [len(keys) for keys in roles.values()]
+        for name, each in roles.items():
+            # a silent cast from float or a signed type would find other keys' rows
+            if each.dtype != np.uint64 or each.ndim != 1:
+                raise TypeError(f"keys of role {name!r} must be uint64 [n], not {each.dtype} {list(each.shape)}")
         keys = np.concatenate([np.zeros(0, np.uint64), *roles.values()])
-        unique, family, sights, places = _distinct(
-            keys, np.cumsum(sizes, dtype=np.int64), np.array(classes, np.int64), slots_for(len(keys))
-        )
+        unique, family, sights, places = _distinct(keys, np.cumsum(sizes, dtype=np.int64), np.array(classes, np.int64))
         table_rows = _keep_found(self._rows(unique, classes, family, sights, time), places)
         leaf = torch.from_numpy(self.table.gather(table_rows)).requires_grad_(gradient)
         split = torch.split(torch.from_numpy(places), sizes) if sizes else ()
@@ -129,58 +133,93 @@ def _creating(roles: Mapping[str, Keys], families: Mapping[str, int], create: bo
     return creating
 
 
-@compiled
-def _distinct(keys: Keys, ends: Numbers, classes: Numbers, slots: int) -> tuple[Keys, Numbers, Numbers, Numbers]:
-    """De-duplicate keys [n]: (unique [u], family [u], sights [u], places [n]), unique[places] == keys.
+def _distinct(keys: Keys, ends: Numbers, classes: Numbers) -> tuple[Keys, Numbers, Numbers, Numbers]:
+    """De-duplicate keys [n]: (unique [u], family [u], sights [u], places [n]), unique[places - 1] == keys.
 
-    unique[0] is key 0; the others follow in order of first appearance. Role r ends before ends[r] and creates rows of
-    family classes[r], or none if that is -1; sights are how often a key stands in roles that create.
+    unique holds no 0; its keys stand in order of first appearance, and their places begin at 1. Role r ends before
+    ends[r] and creates rows of family classes[r], or none if that is -1; sights are how often a key stands in roles
+    that create.
     """
+    firsts = np.empty(len(keys), np.int32)
+    with parts(len(keys), _LEAST) as count:
+        run = _first_places if count == 1 else _all_first_places
+        run(0, count, slots_for(len(keys)), keys, firsts)
+    return _numbered(keys, firsts, ends, classes)
+
+
+@compiled
+def _first_places(part: int, count: int, slots: int, keys: Keys, firsts: NDArray[np.int32]) -> None:
+    """firsts[i]: the first place of the key at place i, -1 for key 0, for the keys that are this part's."""
     mask = np.uint64(slots - 1)
-    table = np.zeros(slots, np.int32)  # 0: empty
-    unique = np.empty(len(keys) + 1, np.uint64)
-    family = np.empty(len(keys) + 1, np.int64)
-    sights = np.empty(len(keys) + 1, np.int64)
-    places = np.zeros(len(keys), np.int64)
-    unique[0], family[0], sights[0] = np.uint64(0), -1, 0
-    count, start = 1, 0
+    table = np.full(slots, -1, np.int32)
+    for i in range(len(keys)):
+        key = keys[i]
+        mixed = mix(key)
+        if owner(mixed, count) != part:
+            continue
+        slot = mixed & mask
+        while table[slot] >= 0 and keys[table[slot]] != key:
+            slot = (slot + np.uint64(1)) & mask
+        if table[slot] < 0:
+            table[slot] = i
+        firsts[i] = table[slot] if key != np.uint64(0) else -1
+
+
+@compiled_in_parts
+def _all_first_places(_: int, count: int, slots: int, keys: Keys, firsts: NDArray[np.int32]) -> None:
+    for part in numba.prange(count):
+        _first_places(part, count, slots, keys, firsts)
+
+
+@compiled
+def _numbered(
+    keys: Keys, firsts: NDArray[np.int32], ends: Numbers, classes: Numbers
+) -> tuple[Keys, Numbers, Numbers, Numbers]:
+    """What `_distinct` gives, from the first place of each key."""
+    unique = np.empty(len(keys), np.uint64)
+    family = np.empty(len(keys), np.int64)
+    sights = np.empty(len(keys), np.int64)
+    places = np.empty(len(keys), np.int64)
+    count, start = 0, 0
     for role in range(len(ends)):
-        owner = classes[role]
+        creator = classes[role]
+        creates = 1 if creator >= 0 else 0
         for i in range(start, ends[role]):
-            key = keys[i]
-            if key == np.uint64(0):
-                continue
-            slot = mix(key) & mask
-            while table[slot] != 0 and unique[table[slot]] != key:
-                slot = (slot + np.uint64(1)) & mask
-            place = table[slot]
-            if place == 0:
-                place = count
-                table[slot] = place
-                unique[place], family[place], sights[place] = key, -1, 0
+            first = firsts[i]
+            if first < 0:
+                places[i] = 0
+            elif first == i:
+                unique[count], family[count], sights[count] = keys[i], creator, creates
                 count += 1
-            if owner >= 0:
-                sights[place] += 1
-                if family[place] < 0:
-                    family[place] = owner
-            places[i] = place
+                places[i] = count
+            else:
+                place = places[first]
+                places[i] = place
+                if creates:
+                    sights[place - 1] += 1
+                    if family[place - 1] < 0:
+                        family[place - 1] = creator
         start = ends[role]
     return unique[:count], family[:count], sights[:count], places
 
 
 @compiled
 def _keep_found(rows: Rows, places: Numbers) -> Rows:
-    """Table rows [k] of the leaf, -1 first; places are moved on to them, those of keys without a row to 0."""
-    moved = np.zeros(len(rows), np.int64)
-    kept = np.empty(len(rows), np.int64)
+    """Table rows of the leaf [k], -1 first; places are moved on to them, those of keys without a row to 0."""
+    kept = np.empty(len(rows) + 1, np.int64)
     kept[0] = -1
     count = 1
-    for i in range(1, len(rows)):
+    for i in range(len(rows)):
         if rows[i] >= 0:
             kept[count] = rows[i]
-            moved[i] = count
             count += 1
-    if count < len(rows):
+    if count <= len(rows):
+        moved = np.zeros(len(rows) + 1, np.int64)
+        count = 1
+        for i in range(len(rows)):
+            if rows[i] >= 0:
+                moved[i + 1] = count
+                count += 1
         for i in range(len(places)):
             places[i] = moved[places[i]]
     return kept[:count].copy()
@@ -188,14 +227,14 @@ def _keep_found(rows: Rows, places: Numbers) -> Rows:
 
 class _Take(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(places)
         ctx.count = len(rows)
         return rows.index_select(0, places)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (places,) = ctx.saved_tensors
         return torch.from_numpy(_row_sums(places.numpy(), gradient.contiguous().numpy(), ctx.count)), None
 
@@ -204,26 +243,24 @@ def _row_sums(places: Numbers, gradients: Floats, count: int) -> Floats:
     """out[p] = sum of gradients [n, dim] at places p, in their order: float32 [count, dim]; out[0] stays 0."""
     out = np.zeros((count, gradients.shape[1]), np.float32)
     with parts(len(places), _LEAST) as pieces:
-        if pieces == 1:
-            _add_part(0, 1, places, gradients, out)
-        else:
-            _add_parts(pieces, places, gradients, out)
+        run = _add_part if pieces == 1 else _add_parts
+        run(0, pieces, places, gradients, out)
     return out
 
 
 @compiled
 def _add_part(part: int, count: int, places: Numbers, gradients: Floats, out: Floats) -> None:
+    """`_row_sums` for the rows that are this part's."""
     dim = out.shape[1]
     size = np.int64(4 * dim)
     target, source = np.int64(out.ctypes.data), np.int64(gradients.ctypes.data)
     for i in range(len(places)):
         place = places[i]
-        if place == 0 or (count > 1 and owner(mix(np.uint64(place >> _BLOCK)), count) != part):
-            continue
-        add_row(target + place * size, source + i * size, 0, dim)
+        if place != 0 and (count == 1 or owner(mix(np.uint64(place >> _BLOCK)), count) == part):
+            add_row(target + place * size, source + i * size, 0, dim)
 
 
 @compiled_in_parts
-def _add_parts(count: int, places: Numbers, gradients: Floats, out: Floats) -> None:
+def _add_parts(_: int, count: int, places: Numbers, gradients: Floats, out: Floats) -> None:
     for part in numba.prange(count):
         _add_part(part, count, places, gradients, out)

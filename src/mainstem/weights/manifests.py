@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,14 @@ from mainstem.schema.errors import Incompatible, InvalidRecord, StoreError
 from mainstem.schema.position import START, Position
 from mainstem.weights.files import FileSum
 
-__all__ = ["FORMAT", "Manifest", "Place", "SnapshotMeta", "TableShape", "seal", "unseal"]
+__all__ = ["FORMAT", "NAME", "VERSION", "Manifest", "Place", "SnapshotMeta", "TableShape", "seal", "unseal"]
 
 FORMAT = 2
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+"""How lines and tables are named. Names become parts of paths, so what is read is checked against it."""
+VERSION = re.compile(r"v-[0-9a-f]{32}")
+
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,10 @@ def unseal(data: bytes | bytearray, name: str) -> Manifest:
 
 
 def _consistent(manifest: Manifest) -> None:
+    names = ((manifest.base, VERSION), (manifest.chain, _HASH), *((table, NAME) for table in manifest.tables))
+    for text, pattern in names:
+        if text and not pattern.fullmatch(text):
+            raise ValueError(f"{text!r} is no name of its kind")
     full = manifest.base == manifest.version
     if full != (manifest.chain == "") or (full and manifest.sequence != 0):
         raise ValueError("a full snapshot has sequence 0 and no chain, another one has a chain")

@@ -23,7 +23,7 @@ from mainstem.weights.lanes import Lanes, add_row, dot_row, number_at, row_formu
 from mainstem.weights.parts import compiled_in_parts, owner, parts
 from mainstem.weights.table import Rows
 
-__all__ = ["apply"]
+__all__ = ["all_finite", "apply"]
 
 _ROWWISE_ADAGRAD, _ADAGRAD, _ADAM, _FTRL = range(4)
 _LEAST = 1024  # rows a thread must get: below, waking it costs more than it saves
@@ -35,6 +35,7 @@ _NONE = np.empty((0, 2))
 
 Places = NDArray[np.int32]
 Corrections = NDArray[np.float64]
+Address = int | np.int64
 Settings = tuple[float, float, float]
 
 
@@ -79,6 +80,15 @@ def apply(
             settings,
             corrections,
         )
+
+
+def all_finite(gradients: Floats) -> bool:
+    """Whether no number of gradients (float32 [n, dim], C-contiguous) is infinite or NaN."""
+    found = np.zeros(len(gradients) // _LEAST + 1, np.bool_)
+    with parts(len(gradients), _LEAST) as count:
+        run = _not_finite if count == 1 else _all_not_finite
+        run(0, count, gradients, found)
+    return not found.any()
 
 
 def _check(optimizer: Optimizer, values: Floats, state: Floats, rows: Rows, gradients: Floats) -> None:
@@ -163,8 +173,9 @@ _ftrl_row = row_formula(_ftrl, planes=2, numbers=5)
 
 @compiled
 def _step(
-    w: int, state: int, g: int, dim: int, kind: int, rate: float, settings: Settings, correct1: float, correct2: float
-) -> None:
+    w: Address, state: Address, g: Address, dim: int, kind: int, rate: float, settings: Settings,
+    correct1: float, correct2: float,
+) -> None:  # fmt: skip
     """The step of the row at address w, with its state and its gradient."""
     first, second, third = settings
     if kind == _ROWWISE_ADAGRAD:
@@ -218,7 +229,7 @@ def _link(part: int, count: int, slots: int, chains: Places, rows: Rows, mine: P
 
 
 @compiled
-def _fetch(start: int, size: int) -> None:
+def _fetch(start: Address, size: Address) -> None:
     """Ask for `size` bytes of memory: rows of a large table lie in no cache, and each would be waited for."""
     for offset in range(0, size, _LINE):
         prefetch(start + offset)
@@ -274,3 +285,21 @@ def _all_parts(
 ) -> None:  # fmt: skip
     for part in numba.prange(count):
         _part(part, count, slots, chains, rows, gradients, values, state, kind, rate, settings, corrections)
+
+
+@compiled
+def _not_finite(part: int, count: int, gradients: Floats, found: NDArray[np.bool_]) -> None:
+    """found[part]: whether this part's stretch of rows has such a number; its product with 0 is NaN, all others 0."""
+    dim = gradients.shape[1]
+    zeros = np.zeros(dim, np.float32)
+    none, g = np.int64(zeros.ctypes.data), np.int64(gradients.ctypes.data)
+    for i in range(part * len(gradients) // count, (part + 1) * len(gradients) // count):
+        if dot_row(g + i * np.int64(4 * dim), none, dim) != np.float32(0.0):
+            found[part] = True
+            return
+
+
+@compiled_in_parts
+def _all_not_finite(_: int, count: int, gradients: Floats, found: NDArray[np.bool_]) -> None:
+    for part in numba.prange(count):
+        _not_finite(part, count, gradients, found)

@@ -167,13 +167,14 @@ class SlabTable:
         if excess <= 0:
             return keys
         gone = np.empty(excess, np.uint64)
-        evicted = changing.evict(body.slab, body.bits, self._hands, 1 + family, family, gone)
+        evicted = int(changing.evict(body.slab, body.bits, self._hands, 1 + family, family, gone))
         self._forget(gone[:evicted])
         return keys[: len(keys) - (excess - evicted)]
 
     def _create(self, keys: Keys, rows: Rows, family: int, scale: float, seen: int) -> None:
         """Rows for those of `keys` whose entry in `rows` is -1, into `rows`."""
-        body, done = self._body, 0
+        body = self._body
+        done = 0
         while True:
             slab, seed = body.slab, np.uint64(self.seed)
             done = changing.create(slab, body.bits, body.limit, body.bound, keys, rows, done, family, scale, seed, seen)
@@ -267,7 +268,7 @@ class SlabTable:
         The clock of rows has seconds: a row stays up to two longer than its family's `expire`."""
         slab, now = self._body.slab, _seconds(time)
         found = np.empty(max(0, min(most, len(self))), np.int64)
-        rows = found[: changing.walk(slab, self._body.bits, self._hands, 0, found, -1, 0)]
+        rows = found[: int(changing.walk(slab, self._body.bits, self._hands, 0, found, -1, 0))]
         unknown = rows[slab.seen[rows] == 0]
         slab.seen[unknown] = now
         never = _LATEST + 1
@@ -346,6 +347,11 @@ class SlabTable:
         if self._sights is not None:
             parts["sights"] = self._sights.cells.nbytes
         return Memory(len(self), parts, predicted_bytes(len(self), self.dim, self.width, self._sight_cells))
+
+    def close(self) -> None:
+        """Let another writer have the folder. Readers go on with what is there."""
+        if self._folder is not None:
+            self._folder.close()
 
     def _family(self, family: int) -> Family:
         if not 0 <= family < len(self.families):

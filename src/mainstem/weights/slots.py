@@ -70,8 +70,8 @@ def next_bucket(slots: Int, bits: Int, bucket: Int) -> Int:
 
 @compiled
 def probe(bucket: Int, key: np.uint64) -> Int:
-    """Row of the key in this bucket, -1 where it is not here. One compare of the whole line and no branch: a wrong guess
-    would cost more than all of it."""
+    """Row of the key in this bucket, -1 where it is not here. One compare of the whole line and no branch: a wrong
+    guess would cost more than all of it."""
     # the words after the keys cannot pass for one, and a sixth bit keeps `lowest` defined; it reads the meta in vain
     same = (equal8(bucket, np.int64(key)) & np.uint64(31)) | np.uint64(32)
     j = lowest(np.int64(same))

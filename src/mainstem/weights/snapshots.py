@@ -33,9 +33,6 @@ from mainstem.weights.version_files import Snapshot, VersionFiles, line_folder
 
 __all__ = ["Manifest", "Newest", "Place", "Snapshot", "SnapshotMeta", "Snapshots", "Superseded", "open"]
 
-# Longest wait, in seconds, for another thread or process that is about to add a delta or a manifest.
-_HEAD_WAIT = 30.0
-
 
 class Superseded(StoreError):
     """The newest base of the line is not the writer's: somebody rolled back or published a full snapshot."""
@@ -187,7 +184,7 @@ class Snapshots:
         """
         if delta.line != line:
             raise StoreError(f"a delta of line {delta.line!r} cannot be published in {line!r}")
-        with self._head(line), _errors(line):
+        with self.deltas.head(line_folder(line)), _errors(line):
             self._require(line, delta.base)
             here = self.place(line)
             if here is None or (delta.sequence, delta.previous) != (here.sequence + 1, here.sha256):
@@ -195,7 +192,6 @@ class Snapshots:
                     f"delta {delta.sequence} of {delta.base}, after {delta.previous[:12]}, does not follow on: the "
                     f"newest is {here.sequence if here else 0}, {here.sha256[:12] if here else 'none'}"
                 )
-            self.deltas.clear(line, delta.base)
             return self.deltas.add(line, delta).place
 
     def keep(self, line: str, snapshots: int, refused: int = 20) -> list[str]:
@@ -219,7 +215,7 @@ class Snapshots:
                 except StoreError as error:  # not counted, so that as many good ones remain
                     if isinstance(error.__cause__, OSError):
                         raise  # the store is away: what is good cannot be told now
-            with self._head(line):
+            with self.deltas.head(line):
                 self._drop_deltas(line)
                 self.deltas.drop_refused(line, refused)
         return deleted
@@ -264,11 +260,6 @@ class Snapshots:
             self._versions.clear(line)
             yield
 
-    def _head(self, line: str) -> AbstractContextManager[None]:
-        """Be the one who moves the line's newest place: compared and moved as one. Held for moments."""
-        held = f"model line {line!r} is held by another process or thread that adds to it"
-        return self.files.lock(f"{line_folder(line)}/.head", held, _HEAD_WAIT)
-
     def _require(self, line: str, expect: str | None) -> None:
         if expect is None:
             return
@@ -281,7 +272,7 @@ class Snapshots:
 
     def _show(self, manifest: Manifest, expect: str | None) -> None:
         """Write the manifest: from here on the version exists."""
-        with self._head(manifest.line):
+        with self.deltas.head(manifest.line):
             with self._versions.whole_or_none(manifest.line, manifest.version):
                 self._require(manifest.line, expect)
             # not taken back where it fails late: somebody may have seen it

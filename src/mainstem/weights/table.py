@@ -115,14 +115,16 @@ class Table(Protocol):
         ...
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All of it as arrays in an order that depends on the contents alone: equal contents, equal arrays. `keys`
-        uint64 [n] ascending and `values` float32 [n, dim] are what serving needs; the others hold optimizer state, family,
-        time last seen, admission counts, the sweep's place and the seed."""
+        """All of it as arrays in an order that depends on the contents alone: equal contents, equal arrays.
+
+        `keys` uint64 [n] ascending and `values` float32 [n, dim] are what serving needs; the others hold optimizer
+        state, family, time last seen, admission counts, the sweep's place and the seed.
+        """
         ...
 
     def load(self, state: Arrays) -> None:
-        """Replace everything by what `state` returned; with `keys` and `values` alone rows start without optimizer state.
-        Nothing counts as changed afterwards. Raises StoreError where it does not fit."""
+        """Replace everything by what `state` returned; with `keys` and `values` alone rows start without optimizer
+        state. Nothing counts as changed afterwards. Raises StoreError where it does not fit."""
         ...
 
     def explain(self) -> Memory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,13 +15,11 @@ from mainstem.schema.position import Position
 from mainstem.schema.time import DAY, now_ms
 from mainstem.weights import arrays
 from mainstem.weights.files import TEMPORARY, Files, FileSum, LocalFiles
-from mainstem.weights.manifests import Manifest, Place, TableShape, seal, unseal
+from mainstem.weights.manifests import NAME, VERSION, Manifest, Place, TableShape, seal, unseal
 from mainstem.weights.table import SERVED, Arrays
 
 __all__ = ["Snapshot", "VersionFiles", "line_folder"]
 
-_LINE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-_VERSION = re.compile(r"v-[0-9a-f]{32}")
 _MANIFEST, _DENSE, _TRAINING = "manifest.json", "dense.safetensors", "training.safetensors"
 _MOST_MANIFEST = 1 << 28
 
@@ -59,7 +56,7 @@ class VersionFiles:
 
     def folders(self, line: str) -> list[str]:
         """Folders named like a version, oldest first, with a manifest or without."""
-        return [name for name in self.files.list(line_folder(line)) if _VERSION.fullmatch(name)]
+        return [name for name in self.files.list(line_folder(line)) if VERSION.fullmatch(name)]
 
     def listed(self, line: str) -> list[str]:
         """Versions, oldest first."""
@@ -72,7 +69,7 @@ class VersionFiles:
 
     def manifest(self, line: str, version: str) -> Manifest:
         """See `Snapshots.manifest`."""
-        if not _VERSION.fullmatch(version):
+        if not VERSION.fullmatch(version):
             raise ValueError(f"{version!r} is no snapshot version")
         shown = f"{version}/{_MANIFEST}"
         try:
@@ -139,7 +136,7 @@ class VersionFiles:
         own = {f"run.{name}": array for name, array in training.items()}
         shapes = {}
         for name, state in states.items():
-            if not _LINE.fullmatch(name):
+            if not NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no name of a table: a-z, then a-z, 0-9, _ and -")
             contents[_table_file(name)] = {part: state[part] for part in SERVED}
             own |= {f"table.{name}.{part}": array for part, array in state.items() if part not in SERVED}
@@ -171,7 +168,7 @@ class VersionFiles:
         for name in self.files.list(folder):
             if name.startswith(TEMPORARY):
                 self.files.delete(f"{folder}/{name}")
-            elif _VERSION.fullmatch(name) and not self.exists(line, name):
+            elif VERSION.fullmatch(name) and not self.exists(line, name):
                 begun = int(name[2:14], 16)
                 if isinstance(self.files, LocalFiles) or now_ms() - begun > DAY:
                     self.files.delete(f"{folder}/{name}")
@@ -202,7 +199,7 @@ class VersionFiles:
 
 def line_folder(line: str) -> str:
     """The folder of a model line. Raises ValueError where that is no name of one."""
-    if not _LINE.fullmatch(line):
+    if not NAME.fullmatch(line):
         raise ValueError(f"{line!r} is no model line: a-z, then a-z, 0-9, _ and -")
     return line
 
@@ -227,5 +224,6 @@ def _same(found: FileSum, wanted: FileSum, name: str) -> None:
 
 def _fits(state: Arrays, shape: TableShape, name: str) -> None:
     found = {part: (array.dtype, array.shape) for part, array in state.items()}
-    if found != {"keys": (np.uint64, (shape.rows,)), "values": (np.float32, (shape.rows, shape.dim))}:
+    keys, values = (np.dtype(np.uint64), (shape.rows,)), (np.dtype(np.float32), (shape.rows, shape.dim))
+    if found != {"keys": keys, "values": values}:
         raise StoreError(f"{name} is damaged: it does not hold keys and values of {shape.rows} rows of {shape.dim}")
