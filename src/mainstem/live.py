@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from mainstem import index
-from mainstem.models import TwoTower, numpy_scorer
+from mainstem.models import numpy_scorer
 from mainstem.rank import ModelVersion
 from mainstem.schema.config import Config
 from mainstem.schema.errors import Incompatible, NotReady
@@ -55,33 +56,52 @@ class LiveModels:
         return LiveModel(towers, answers)
 
     def apply(self, model: LiveModel, delta: Delta) -> tuple[LiveModel, Keys]:
-        """The rows of a delta, under the model in use; which entities have a row of their own among them."""
-        found = delta.tables.get(TABLE)
+        """The rows of a delta, under the model in use; which entities have a row of their own among them.
+
+        Raises Incompatible, changing nothing, where it holds other tables or rows of another width.
+        """
+        table, found = model.towers.table, delta.tables.get(TABLE)
+        for name, part in delta.tables.items():
+            if (name, part.values.shape[1]) != (TABLE, table.dim):
+                raise Incompatible(
+                    f"delta {delta.sequence} holds table {name!r} with rows of {part.values.shape[1]}, the model in use "
+                    f"has {TABLE!r} with rows of {table.dim}: run `mainstem train`"
+                )
         touched = np.zeros(0, np.uint64)
         if found is not None:
-            model.towers.table.delete(found.deleted)
-            model.towers.table.write(found.keys, found.values)
+            table.delete(found.deleted)
+            table.write(found.keys, found.values)
             touched = np.concatenate([found.keys, found.deleted])
         answers = replace(model.answers, sparse_version=f"{delta.base}+{delta.sequence}")
         return LiveModel(model.towers, answers), touched[self.catalog.rows(touched) >= 0]
 
     def renew(self, model: LiveModel, delta: Delta) -> LiveModel:
-        """New tower networks over the same rows, with the whole catalogue embedded by them."""
+        """New tower networks over the same rows, with the whole catalogue embedded by them.
+
+        Raises Incompatible where the dense part is not one of these networks.
+        """
         old = model.towers
-        module = TwoTower(old.module.config)
+        module = deepcopy(old.module)  # to be overwritten; a new one would draw from the trainer's random numbers
         prefix = "towers."
         tensors = {
             name.removeprefix(prefix): torch.from_numpy(np.array(array))
             for name, array in (delta.dense or {}).items()
             if name.startswith(prefix)
         }
-        module.load_state_dict(tensors)
+        try:
+            module.load_state_dict(tensors)
+        except RuntimeError as error:  # torch says so for every shape and name that does not fit
+            raise Incompatible(f"the dense part of delta {delta.sequence} does not fit: {error}") from error
         module.eval()
         towers = Towers(module, old.table, self.catalog, old.attributes)
         before = model.answers
         answers = model_of(towers, self.config, self.store.kinds, before.inputs, delta.dense_version, self.catalog)
         answers = replace(answers, scores=before.scores, sparse_version=before.sparse_version, line=before.line)
         return LiveModel(towers, answers)
+
+    def take_over(self, renewed: LiveModel, current: LiveModel) -> LiveModel:
+        """Deltas moved the rows of both meanwhile."""
+        return replace(renewed, answers=replace(renewed.answers, sparse_version=current.answers.sparse_version))
 
     def embed(self, model: LiveModel, entities: Keys) -> None:
         if len(entities):

@@ -228,6 +228,26 @@ def test_after_a_rollback_the_trainer_goes_on_from_there(base: Path, tmp_path: P
     assert served(world)[2].place == online.place
 
 
+def test_a_rollback_does_not_bring_the_erased_back(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path)
+    first = world.store.latest("main").version
+    assert first is not None
+    key = user_key(3)
+    assert key in world.store.load("main", first).tables[TABLE]["keys"]  # canary: it was there
+    online = world.trainer()
+    drain(online)
+    world.log.append([Erase(record_id="x", time=world.rest[-1].time, user="u3")])
+    drain(online)
+    online.publish()
+    world.store.rollback("main", first, online.position)
+    world.log.append([Event(event_id="z", time=world.rest[-1].time, user="u4", kind="purchase", entity="1")])
+    again = world.trainer()
+    drain(again)
+    assert again.publish()
+    assert key not in served(world)[0]
+    assert user_key(4) in served(world)[0]
+
+
 def test_a_rebuilt_model_is_brought_up_to_date_and_switched_to(base: Path, tmp_path: Path) -> None:
     world = world_of(base, tmp_path)
     online = world.trainer()

@@ -138,11 +138,11 @@ class OnlineLearner:
         events = EventBatch.of([r for r, _ in pairs], [o for _, o in pairs])
         for record, offset in zip(batch.records, batch.offsets, strict=True):
             if isinstance(record, Erase):
-                key = self._erase(record)
+                key = self.erase(record)
                 events = events.take(((events.user != key) & (events.entity != key)) | (events.offset > offset))
         return events
 
-    def _erase(self, erase: Erase) -> np.uint64:
+    def erase(self, erase: Erase) -> np.uint64:
         """Forget a user or an entity (law 10); its key."""
         family, name = ("user", erase.user) if erase.user is not None else (erase.entity_type, erase.entity)
         key = np.uint64(key64(family, str(name), erase.tenant))

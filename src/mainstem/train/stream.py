@@ -25,13 +25,14 @@ from mainstem.schema.errors import NotReady, StoreError
 from mainstem.schema.ids import Keys
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Floats, Log
+from mainstem.schema.records import Erase
 from mainstem.schema.time import parse_duration
 from mainstem.train.guard import Guard
 from mainstem.train.interactions import Interactions
 from mainstem.train.online import OnlineLearner, Step
 from mainstem.train.published import SnapshotWriter, adopt, state_of
 from mainstem.train.towers import TABLE
-from mainstem.weights import Changes, Delta, Manifest, Snapshots, Superseded, TableDelta
+from mainstem.weights import Changes, Delta, Manifest, Snapshot, Snapshots, Superseded, TableDelta
 
 __all__ = ["OnlineTrainer", "Status"]
 
@@ -43,6 +44,8 @@ FOLLOWER = "trainer"
 CANARIES, CHOICE, TOP = 32, 2_000, 10
 # Micro-batches of a rebuilt model between two of the one in use, while it catches up.
 CATCH_UP = 4
+# Records read at once where only erasures are looked for.
+READ = 50_000
 # Seconds that an idle trainer waits for the log at most, and between looks for a rebuilt model.
 IDLE, LOOK = 0.2, 2.0
 # Seconds between attempts after a failure: at first, and at most.
@@ -137,8 +140,25 @@ class OnlineTrainer:
         self._since_dense = self._since_snapshot = time.monotonic()
         self._canaries = None
         self._adopted_rebuild = str(snapshot.manifest.extras.get("rebuilt", self._adopted_rebuild))
+        self._erase_again(snapshot)
         self._relearn()
         self._note()
+
+    def _erase_again(self, snapshot: Snapshot) -> None:
+        """A rolled back version knows nothing of later erasures, and its position may lie behind them (law 10)."""
+        rolled_back = snapshot.manifest.extras.get("rolled_back")
+        if rolled_back is None:
+            return
+        try:
+            seen = Position.parse(self.store.manifest(self.line, rolled_back["to"]).position)
+        except (NotReady, StoreError):  # no longer kept: look from the beginning
+            seen = START
+        while seen.offset() < self.position.offset():
+            batch = self.log.read(seen, min(READ, self.position.offset() - seen.offset()))
+            for record in batch.records:
+                if isinstance(record, Erase):
+                    self.learner.erase(record)
+            seen = batch.next
 
     def _relearn(self) -> None:
         """Learn again what deltas after the snapshot had learned; they stay as they are."""

@@ -15,7 +15,7 @@ from mainstem.schema.ids import fresh_id
 from mainstem.schema.time import now_ms
 from mainstem.weights.deltas import Delta, decode, encode
 from mainstem.weights.files import TEMPORARY, Files
-from mainstem.weights.manifests import VERSION
+from mainstem.weights.manifests import is_version, line_folder, version_folder
 
 __all__ = ["Deltas", "Refused", "delta_name"]
 
@@ -51,11 +51,12 @@ class Deltas:
 
     def bases(self, line: str) -> list[str]:
         """Bases that have deltas on disk."""
-        return [name for name in self.files.list(f"{line}/deltas") if VERSION.fullmatch(name)]
+        return [name for name in self.files.list(f"{line_folder(line)}/deltas") if is_version(name)]
 
     def sequences(self, line: str, base: str) -> list[int]:
         """Numbers of the deltas on disk, ascending, good or damaged."""
-        names = (_FILE.fullmatch(name) for name in self.files.list(f"{line}/deltas/{base}"))
+        folder = f"{line_folder(line)}/deltas/{version_folder(base)}"
+        names = (_FILE.fullmatch(name) for name in self.files.list(folder))
         return sorted(int(match[1]) for match in names if match)
 
     def load(self, line: str, base: str, sequence: int) -> Delta:
@@ -63,7 +64,7 @@ class Deltas:
 
         A StoreError whose cause is an OSError may pass; the others are for good.
         """
-        name = delta_name(base, sequence)
+        name = delta_name(version_folder(base), sequence)
         delta = self._read(line, name)
         if (delta.line, delta.base, delta.sequence) != (line, base, sequence):
             raise StoreError(f"{name} holds delta {delta.sequence} of {delta.line}/{delta.base}")
@@ -82,7 +83,7 @@ class Deltas:
     def head(self, line: str) -> AbstractContextManager[None]:
         """Be the one who moves the line's newest place: compared and moved as one. Held for moments."""
         held = f"model line {line!r} is held by another process or thread that adds to it"
-        return self.files.lock(f"{line}/.head", held, _HEAD_WAIT)
+        return self.files.lock(f"{line_folder(line)}/.head", held, _HEAD_WAIT)
 
     def drop(self, line: str, base: str, until: int | None) -> None:
         """Delete the deltas of `base` up to number `until`, or all. Only the holder of `head` may."""
@@ -141,12 +142,12 @@ class Deltas:
         self.files.delete(*(f"{folder}/{name}" for name in left))
 
     def _refused_names(self, line: str) -> list[str]:
-        names = (_REFUSED.fullmatch(name) for name in self.files.list(f"{line}/refused"))
+        names = (_REFUSED.fullmatch(name) for name in self.files.list(f"{line_folder(line)}/refused"))
         return sorted((match[1] for match in names if match), reverse=True)
 
     def _read(self, line: str, name: str, *, finite: bool = True) -> Delta:
         try:
-            data = self.files.get(f"{line}/{name}", _MOST_BYTES)
+            data = self.files.get(f"{line_folder(line)}/{name}", _MOST_BYTES)
         except FileNotFoundError:
             raise NotReady(f"model line {line!r} has no {name}") from None
         except OSError as error:

@@ -14,14 +14,44 @@ from mainstem.schema.errors import Incompatible, InvalidRecord, StoreError
 from mainstem.schema.position import START, Position
 from mainstem.weights.files import FileSum
 
-__all__ = ["FORMAT", "NAME", "VERSION", "Manifest", "Place", "SnapshotMeta", "TableShape", "seal", "unseal"]
+__all__ = [
+    "FORMAT",
+    "NAME",
+    "Manifest",
+    "Place",
+    "SnapshotMeta",
+    "TableShape",
+    "is_version",
+    "line_folder",
+    "seal",
+    "unseal",
+    "version_folder",
+]
 
 FORMAT = 2
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 """How lines and tables are named. Names become parts of paths, so what is read is checked against it."""
-VERSION = re.compile(r"v-[0-9a-f]{32}")
+_VERSION = re.compile(r"v-[0-9a-f]{32}")
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def line_folder(line: str) -> str:
+    """The folder of a model line. Raises ValueError where that is no name of one."""
+    if not NAME.fullmatch(line):
+        raise ValueError(f"{line!r} is no model line: a-z, then a-z, 0-9, _ and -")
+    return line
+
+
+def version_folder(version: str) -> str:
+    """The folder of a version within its line. Raises ValueError where that is no name of one."""
+    if not is_version(version):
+        raise ValueError(f"{version!r} is no snapshot version")
+    return version
+
+
+def is_version(name: str) -> bool:
+    return _VERSION.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +158,7 @@ def unseal(data: bytes | bytearray, name: str) -> Manifest:
 
 
 def _consistent(manifest: Manifest) -> None:
-    names = ((manifest.base, VERSION), (manifest.chain, _HASH), *((table, NAME) for table in manifest.tables))
+    names = ((manifest.base, _VERSION), (manifest.chain, _HASH), *((table, NAME) for table in manifest.tables))
     for text, pattern in names:
         if text and not pattern.fullmatch(text):
             raise ValueError(f"{text!r} is no name of its kind")

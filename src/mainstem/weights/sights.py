@@ -1,9 +1,9 @@
-"""How often keys without a row were seen, in bounded memory: what admission asks.
+"""Counting how often keys without a row were seen, in bounded memory, to admit them at the n-th sight.
 
-A count-min sketch with conservative update (Cormode & Muthukrishnan 2005, section 3; Estan & Varghese 2002,
-section 4.2): each key has one counter in each of four lines, its count is the least of them, and only what is below
-the new count is raised. After every `width` sights all counters are halved, so old sights fade and the sum in a line
-stays below 2 width. Against exact counts that are halved likewise it never counts too little.
+A count-min sketch with conservative update (Cormode & Muthukrishnan 2005; Estan & Varghese 2002, section 3.3.2): a key
+has one cell in each of four lines; its count is the least of the four, and only those that equal it go up. So a count
+is never too low; it is too high only where all four cells are shared. So that old sights fade and cells do not fill up,
+all counts are halved, rounding down, whenever as many sights were counted as half a line has cells.
 """
 
 from __future__ import annotations
@@ -11,50 +11,67 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mainstem.schema.ids import Keys
 from mainstem.schema.keyrows import compiled, mix
 
-__all__ = ["DRAWS", "LINES", "SIGHTED", "draw", "new_sights", "sighted"]
+__all__ = ["Sights", "chances"]
 
-LINES = 4
-MOST = 255
-SIGHTED, DRAWS = 0, 1
-"""Places in the running numbers: sights since the last halving, draws ever."""
+_LINES = 4
+_MOST = 255
 
-
-def new_sights(width: int) -> NDArray[np.uint8]:
-    """Counters, uint8 [LINES, width]; width is a power of two."""
-    return np.zeros((LINES, width), np.uint8)
+Counts = NDArray[np.uint8]
 
 
 @compiled
-def sighted(
-    counters: NDArray[np.uint8], running: NDArray[np.uint64], key: np.uint64, sights: int
-) -> tuple[int, int]:
-    """Count `sights` more of a key: (count before, count after), 255 at most."""
-    width = np.uint64(counters.shape[1])
-    mask = width - np.uint64(1)
-    first = mix(key ^ np.uint64(0xA0761D6478BD642F))
-    step = mix(first) | np.uint64(1)
-    before = np.int64(MOST)
-    for line in range(LINES):
-        before = min(before, np.int64(counters[line, (first + np.uint64(line) * step) & mask]))
-    after = min(np.int64(MOST), before + min(sights, np.int64(MOST)))
-    for line in range(LINES):
-        at = (first + np.uint64(line) * step) & mask
-        if counters[line, at] < after:
-            counters[line, at] = np.uint8(after)
-    running[SIGHTED] += np.uint64(sights)
-    if running[SIGHTED] >= width:
-        running[SIGHTED] = np.uint64(0)
-        for line in range(LINES):
-            for at in range(width):
-                counters[line, at] >>= np.uint8(1)
-    return before, after
+def _count(cells: Counts, keys: Keys, times: NDArray[np.int64], before: NDArray[np.int64], counted: int) -> int:
+    """before[i] = how often keys[i] was seen; then count it times[i] more. Sights since counts were last halved."""
+    window = cells.shape[1] // 2
+    mask = np.uint64(cells.shape[1] - 1)
+    for i in range(len(keys)):
+        mixed = mix(keys[i])
+        # two halves of one mixed key stand for as many independent hashes as are needed (Kirsch & Mitzenmacher 2006)
+        step = (mixed >> np.uint64(32)) | np.uint64(1)
+        least = np.int64(_MOST)
+        for line in range(_LINES):
+            least = min(least, np.int64(cells[line, (mixed + np.uint64(line) * step) & mask]))
+        before[i] = least
+        after = min(least + times[i], _MOST)
+        for line in range(_LINES):
+            cell = (mixed + np.uint64(line) * step) & mask
+            if np.int64(cells[line, cell]) < after:
+                cells[line, cell] = np.uint8(after)
+        counted += times[i]
+        if counted >= window:
+            halvings = min(counted // window, 8)
+            for line in range(_LINES):
+                for column in range(cells.shape[1]):
+                    cells[line, column] >>= np.uint8(halvings)
+            counted %= window
+    return counted
 
 
 @compiled
-def draw(running: NDArray[np.uint64], key: np.uint64, seed: np.uint64) -> float:
-    """Uniform in [0, 1), from the key, the seed and how many draws there were: the same run draws the same."""
-    running[DRAWS] += np.uint64(1)
-    word = mix(mix(key ^ seed) + running[DRAWS] * np.uint64(0x9E3779B97F4A7C15))
-    return np.float64(word >> np.uint64(11)) / 9007199254740992.0
+def chances(keys: Keys, seed: np.uint64, number: np.uint64) -> NDArray[np.float64]:
+    """One number in [0, 1) for each key, made from key, seed and the number of the draw alone."""
+    out = np.empty(len(keys), np.float64)
+    salt = mix(mix(seed ^ np.uint64(0x5851F42D4C957F2D)) + number)
+    for i in range(len(keys)):
+        out[i] = np.float64(mix(keys[i] ^ salt) >> np.uint64(11)) / 9007199254740992.0
+    return out
+
+
+class Sights:
+    """Counts up to 255 for any number of keys. cells: of each of the four lines, a power of two; a byte each."""
+
+    def __init__(self, cells: int) -> None:
+        if cells < 2 or cells & (cells - 1):
+            raise ValueError(f"sight_cells {cells} must be a power of two, 2 or more")
+        self.cells: Counts = np.zeros((_LINES, cells), np.uint8)
+        self.counted = 0
+        """Sights since counts were last halved."""
+
+    def count(self, keys: Keys, times: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Count keys [n], distinct, as seen times [n] more; int64 [n]: how often they had been seen before."""
+        before = np.empty(len(keys), np.int64)
+        self.counted = int(_count(self.cells, keys, times, before, self.counted))
+        return before

@@ -27,9 +27,9 @@ from mainstem.schema.time import now_ms
 from mainstem.weights.delta_store import Deltas
 from mainstem.weights.deltas import Delta
 from mainstem.weights.files import Files, LocalFiles, open_files
-from mainstem.weights.manifests import Manifest, Place, SnapshotMeta
+from mainstem.weights.manifests import Manifest, Place, SnapshotMeta, line_folder
 from mainstem.weights.table import Arrays, Table
-from mainstem.weights.version_files import Snapshot, VersionFiles, line_folder
+from mainstem.weights.version_files import Snapshot, VersionFiles
 
 __all__ = ["Manifest", "Newest", "Place", "Snapshot", "SnapshotMeta", "Snapshots", "Superseded", "open"]
 
@@ -184,7 +184,7 @@ class Snapshots:
         """
         if delta.line != line:
             raise StoreError(f"a delta of line {delta.line!r} cannot be published in {line!r}")
-        with self.deltas.head(line_folder(line)), _errors(line):
+        with self.deltas.head(line), _errors(line):
             self._require(line, delta.base)
             here = self.place(line)
             if here is None or (delta.sequence, delta.previous) != (here.sequence + 1, here.sha256):

@@ -15,10 +15,20 @@ from mainstem.schema.position import Position
 from mainstem.schema.time import DAY, now_ms
 from mainstem.weights import arrays
 from mainstem.weights.files import TEMPORARY, Files, FileSum, LocalFiles
-from mainstem.weights.manifests import NAME, VERSION, Manifest, Place, TableShape, seal, unseal
+from mainstem.weights.manifests import (
+    NAME,
+    Manifest,
+    Place,
+    TableShape,
+    is_version,
+    line_folder,
+    seal,
+    unseal,
+    version_folder,
+)
 from mainstem.weights.table import SERVED, Arrays
 
-__all__ = ["Snapshot", "VersionFiles", "line_folder"]
+__all__ = ["Snapshot", "VersionFiles"]
 
 _MANIFEST, _DENSE, _TRAINING = "manifest.json", "dense.safetensors", "training.safetensors"
 _MOST_MANIFEST = 1 << 28
@@ -56,7 +66,7 @@ class VersionFiles:
 
     def folders(self, line: str) -> list[str]:
         """Folders named like a version, oldest first, with a manifest or without."""
-        return [name for name in self.files.list(line_folder(line)) if VERSION.fullmatch(name)]
+        return [name for name in self.files.list(line_folder(line)) if is_version(name)]
 
     def listed(self, line: str) -> list[str]:
         """Versions, oldest first."""
@@ -69,9 +79,7 @@ class VersionFiles:
 
     def manifest(self, line: str, version: str) -> Manifest:
         """See `Snapshots.manifest`."""
-        if not VERSION.fullmatch(version):
-            raise ValueError(f"{version!r} is no snapshot version")
-        shown = f"{version}/{_MANIFEST}"
+        shown = f"{version_folder(version)}/{_MANIFEST}"
         try:
             manifest = unseal(self.files.get(f"{line_folder(line)}/{shown}", _MOST_MANIFEST), shown)
         except FileNotFoundError:
@@ -168,7 +176,7 @@ class VersionFiles:
         for name in self.files.list(folder):
             if name.startswith(TEMPORARY):
                 self.files.delete(f"{folder}/{name}")
-            elif VERSION.fullmatch(name) and not self.exists(line, name):
+            elif is_version(name) and not self.exists(line, name):
                 begun = int(name[2:14], 16)
                 if isinstance(self.files, LocalFiles) or now_ms() - begun > DAY:
                     self.files.delete(f"{folder}/{name}")
@@ -195,13 +203,6 @@ class VersionFiles:
         if self.exists(manifest.line, manifest.version):
             return StoreError(f"{manifest.version}/{name} is missing")
         return NotReady(f"model line {manifest.line!r} has no snapshot {manifest.version} any more")
-
-
-def line_folder(line: str) -> str:
-    """The folder of a model line. Raises ValueError where that is no name of one."""
-    if not NAME.fullmatch(line):
-        raise ValueError(f"{line!r} is no model line: a-z, then a-z, 0-9, _ and -")
-    return line
 
 
 def _table_file(name: str) -> str:

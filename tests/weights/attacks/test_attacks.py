@@ -333,6 +333,10 @@ def test_names_that_climb_open_nothing(tmp_path: Path) -> None:
     for line, name in (("../x", version), ("", version), ("main", "../secret"), ("main", version + "\n")):
         with pytest.raises(ValueError, match="is no"):
             snapshots.load(line, name)
+        with pytest.raises(ValueError, match="is no"):
+            snapshots.deltas.load(line, name, 1)
+        with pytest.raises(ValueError, match="is no"):
+            snapshots.deltas.sequences(line, name)
     with pytest.raises(ValueError, match="is no name"):
         snapshots.deltas.load_refused("main", "../secret")
     with pytest.raises(NotReady):
