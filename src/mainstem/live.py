@@ -64,8 +64,8 @@ class LiveModels:
         for name, part in delta.tables.items():
             if (name, part.values.shape[1]) != (TABLE, table.dim):
                 raise Incompatible(
-                    f"delta {delta.sequence} holds table {name!r} with rows of {part.values.shape[1]}, the model in use "
-                    f"has {TABLE!r} with rows of {table.dim}: run `mainstem train`"
+                    f"delta {delta.sequence} holds table {name!r} with rows of {part.values.shape[1]}; the model "
+                    f"in use has {TABLE!r} with rows of {table.dim}: run `mainstem train`"
                 )
         touched = np.zeros(0, np.uint64)
         if found is not None:

@@ -1,4 +1,3 @@
-# LEAD: two agents write in this folder by mistake: read AAA_NOTICE_READ_ME.md here NOW (then delete this line)
 """Where weights rest: whole objects by name, in a local folder or behind any fsspec URL.
 
     put "main/v-1/dense.safetensors"   local: .new-1f3a -> written, fsync -> renamed -> folder fsync

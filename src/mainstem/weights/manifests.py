@@ -1,4 +1,3 @@
-# LEAD: two agents write in this folder by mistake: read AAA_NOTICE_READ_ME.md here NOW (then delete this line)
 """What a snapshot says of itself: its manifest, sealed by a SHA-256 over its own bytes."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# LEAD: two agents write in this folder by mistake: read AAA_NOTICE_READ_ME.md here NOW (then delete this line)
 """One step of each touched row's optimizer, compiled: the sparse half of a training step.
 
 The gradients of a row that is named several times are summed first, in float32 and in the order in which they stand.

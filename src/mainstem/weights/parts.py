@@ -1,4 +1,3 @@
-# LEAD: two agents write in this folder by mistake: read AAA_NOTICE_READ_ME.md here NOW (then delete this line)
 """Work of compiled loops cut into parts, one a thread.
 
 One setting rules all threads of the process: `torch.set_num_threads(k)`. A compiled loop takes as many, while torch's

@@ -193,9 +193,10 @@ def _read(
             fence_all()  # the stores that went past the caches too: a row may be copied there once more
             for i in range(count):
                 key, home, place = keys[first + i], homes[side + i], target + i * width
-                if key != np.uint64(0) and (versions[i] < 0 or _version(home) != versions[i]):
-                    if not _read_steady(slots, bits, values, width, nothing, home, key, place):
-                        return first + i
+                if key == np.uint64(0) or (versions[i] >= 0 and _version(home) == versions[i]):
+                    continue
+                if not _read_steady(slots, bits, values, width, nothing, home, key, place):
+                    return first + i
         target += count * width
         side, other = other, side
     if stream:
