@@ -1,8 +1,9 @@
 """Recovery age: what does it cost to serve from a snapshot that is some events old?
 
-After a loss, serving and training go on from the newest snapshot that is left. Arms are the model of a trainer that is
-up to date, that model as it was 1, 10 and 30 thousand events ago on average (brought up to date whenever it is twice as
-old), and as it was at the start: NDCG@10 prequentially, features live in every arm. (Monolith, section 3.3.4, reports tolerable loss for a day.)
+After a loss, serving and training go on from the newest snapshot that is left. Arms are the model of a trainer that
+is up to date, that model as it was 1, 10 and 30 thousand events ago on average (brought up to date whenever it is
+twice as old), and as it was at the start: NDCG@10 prequentially, features live in every arm. (Monolith, section
+3.3.4, reports tolerable loss for a day.)
 
     python benchmarks/recovery_age.py [--dataset completejourney] [--seeds 3] [--days 28] [--sample 600]
 """

@@ -174,17 +174,19 @@ class SlabTable:
     def _create(self, keys: Keys, rows: Rows, family: int, scale: float, seen: int) -> None:
         """Rows for those of `keys` whose entry in `rows` is -1, into `rows`."""
         body = self._body
-        done = 0
-        while True:
-            slab, seed = body.slab, np.uint64(self.seed)
-            done = changing.create(slab, body.bits, body.limit, body.bound, keys, rows, done, family, scale, seed, seen)
-            if done == len(keys):
-                break
-            if len(self) >= body.limit:
-                body.grow_slots()
-            else:
-                body.extend(body.bound + 1)
-        self._announce()
+        seed, done = np.uint64(self.seed), 0
+        try:
+            while done < len(keys):
+                room = (body.bits, body.limit, body.bound)
+                done = int(changing.create(body.slab, *room, keys, rows, done, family, scale, seed, seen))
+                if done == len(keys):
+                    break
+                if len(self) >= body.limit:
+                    body.grow_slots()
+                else:
+                    body.extend(body.bound + 1)
+        finally:
+            self._announce()
 
     def _announce(self) -> None:
         if not self._announced:
