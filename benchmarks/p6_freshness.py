@@ -32,6 +32,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -134,8 +135,8 @@ class Traffic:
     next_slate_ms: list[float] = field(default_factory=list)
     answered_ms: list[float] = field(default_factory=list)
     """Of `next_slate_ms` the slate's own part."""
-    degraded: int = 0
-    """Of these slates, those that left a source out for lack of time."""
+    degraded: Counter[str] = field(default_factory=Counter)
+    """What these slates left out, and why."""
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -177,7 +178,7 @@ class Traffic:
         late = any(part["stage"] == "freshness" for part in slate["degraded"])
         if late or not reflects or event.entity in [item["entity"] for item in slate["items"]]:
             raise SystemExit(f"a slate does not reflect {event}: {slate}")
-        self.degraded += bool(slate["degraded"])
+        self.degraded.update(f"{part['stage']} {part['what']}: {part['why']}" for part in slate["degraded"])
 
     def load(self, seconds: float) -> None:
         """RATE events/s on a schedule that does not wait for slow answers, ASKING of them followed by a slate."""
@@ -298,12 +299,14 @@ def measure(bench: Bench, folder: Path, events: Iterator[Event], arguments: argp
             dense.load(arguments.seconds)
             after = dense.until_served(lambda: published(folder))
     delays = dense_delays(dense, after)
+    if not delays:
+        raise SystemExit(f"no dense part came into use: published {after.dense}, seen {dense.looks[-1]}")
     bench.part("idle", metric="p99_s", ours=spread(idle, 4)["p99"], goal=2.0, events=len(idle),
                seconds=spread(idle, 3), stages_ms=idle_stages)  # fmt: skip
     slates = spread(busy.next_slate_ms)
     bench.part("next_slate", metric="p99_ms", ours=slates["p99"], goal=100.0, ms=slates,
                of_it_the_slate_ms=spread(busy.answered_ms), requests=len(busy.next_slate_ms),
-               degraded=busy.degraded)  # fmt: skip
+               degraded=dict(busy.degraded.most_common(5)))  # fmt: skip
     bench.part("dense", metric="median_s", ours=float(np.median(delays)), seconds=spread(delays, 3),
                versions=len(delays), published=len(after.dense), dense_every="5s")  # fmt: skip
     looks = np.diff([at for at, _, _ in busy.looks])

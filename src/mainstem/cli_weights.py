@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from mainstem.schema.errors import MainstemError
+from mainstem.schema.position import Position
 from mainstem.schema.time import iso
 
 if TYPE_CHECKING:
@@ -66,11 +67,7 @@ def rollback(version: str, *, relearn: bool = False, config: ConfigFile = DEFAUL
         )
     position = None
     if not relearn:
-        place = store.place(LINE)
-        if place is not None and place.sequence:
-            position = store.deltas.load(LINE, place.base, place.sequence).position
-        elif place is not None:
-            position = store.load(LINE, place.base).position
+        position = _come_to(store)
     made = store.rollback(LINE, version, position)
     print(f"{made} is {version} again; servers and a trainer that run take it into use by themselves")
 
@@ -112,6 +109,17 @@ def explain(*, config: ConfigFile = DEFAULT) -> None:
     for family, rows in towers.table.counts().items():
         print(f"  {family}: {rows:,} rows")
     sys.stdout.flush()
+
+
+def _come_to(store: Snapshots) -> Position | None:
+    """The place in the log that training had come to when it last published."""
+    place = store.place(LINE)
+    if place is None:
+        return None
+    if place.sequence in store.deltas.sequences(LINE, place.base):
+        return store.deltas.load(LINE, place.base, place.sequence).position
+    here = [m for m in store.manifests(LINE) if (m.base, m.sequence) == (place.base, place.sequence)]
+    return Position.parse(here[0].position) if here else None
 
 
 def _store(path: Path) -> tuple[Config, Snapshots]:

@@ -46,6 +46,9 @@ def write_for_a_while(table: SlabTable, seconds: float, calls: int = 0) -> int:
         keys = rng.permutation(np.arange(1, min(LAST, 64 + 16 * number), dtype=np.uint64))[:600]
         table.write(keys, numbers(keys, number % 1000 + 1))
         table.delete(keys[:100])
+        if number % 7 == 0:
+            table.write(KEYS, numbers(KEYS, number % 1000 + 1))
+            table.delete(KEYS)
         if number % 50 == 0:
             table.load(table.state())
     return number
@@ -123,7 +126,16 @@ def test_the_check_sees_what_readers_without_versions_would_return() -> None:
     table.write(KEYS, numbers(KEYS, 1))
     careless = Reader(DIM, lambda: table._body.view._replace(checked=False))
     done = threading.Event()
-    writer = threading.Thread(target=lambda: [write_for_a_while(table, 0, 1) for _ in iter(done.is_set, True)])
+
+    def write() -> None:
+        number = 0
+        while not done.is_set():
+            number = number % 1000 + 1
+            table.write(KEYS, numbers(KEYS, number))
+            if number % 4 == 0:
+                table.delete(KEYS)  # rows are freed in one order and used again in the other
+
+    writer = threading.Thread(target=write)
     writer.start()
     try:
         end = time.monotonic() + 60

@@ -281,12 +281,15 @@ class StorageConfig(_Section):
     history: str = "file:///{data}/history"
     state: str = "lmdb:///{data}/state"
     weights: str = "file:///{data}/weights"
+    """A local folder, or any URL that fsspec knows (s3://bucket/folder, with mainstem[remote] and its package)."""
 
     @field_validator("log", "history", "state", "weights")
     @classmethod
     def _scheme_is_known(cls, url: str, info: ValidationInfo) -> str:
-        allowed = _SCHEMES[str(info.field_name)]
         scheme, slashes, _ = url.partition("://")
+        if str(info.field_name) == "weights" and slashes and scheme:
+            return url  # any URL that fsspec knows; whether it does is told when it is opened
+        allowed = _SCHEMES[str(info.field_name)]
         if not slashes or scheme not in allowed:
             raise ValueError(
                 f"{url!r} is no URL of a kind known here; allowed: {', '.join(f'{s}://' for s in allowed)}"

@@ -21,6 +21,8 @@ __all__ = ["RetrievalLearner", "RetrievalTrainer"]
 
 # Evenly drawn negatives beside those of the batch: they reach the entities that nobody takes.
 UNIFORM = 1024
+# Learning rate of the towers' networks, for a full batch.
+ADAM_RATE = 1e-3
 
 
 class RetrievalLearner:
@@ -28,7 +30,7 @@ class RetrievalLearner:
 
     def __init__(self, towers: Towers, model: ModelConfig, train: TrainConfig) -> None:
         self.towers, self.model, self.train = towers, model, train
-        self.adam = torch.optim.Adam(towers.module.parameters(), lr=1e-3)
+        self.adam = torch.optim.Adam(towers.module.parameters(), lr=ADAM_RATE)
 
     def step(self, batch: Interactions, population: Population, rng: np.random.Generator) -> float:
         """One step on b > 0 positives, which `population` counts already; the loss before it.
@@ -54,8 +56,12 @@ class RetrievalLearner:
             targets=torch.from_numpy(np.searchsorted(candidates, batch.entity)),
             weights=torch.from_numpy(batch.interest),
         )
+        # A positive moves the weights by the same in a small batch as in a full one: online they are small, and the
+        # optimizers' state comes from full ones.
+        share = min(len(batch) / self.train.retrieval_batch, 1.0)
+        self.adam.param_groups[0]["lr"] = ADAM_RATE * share
         self.adam.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * share).backward()  # type: ignore[no-untyped-call]
         if not all(bool(grad.isfinite().all()) for grad in (loss, gathered.rows.grad) if grad is not None):
             raise FloatingPointError("the loss of a step or its gradient is not finite")
         self.adam.step()
