@@ -29,6 +29,7 @@ from mainstem.schema.errors import NotReady
 from mainstem.schema.protocols import Log
 from mainstem.schema.time import parse_duration
 from mainstem.train import OnlineLearner, OnlineTrainer, new_towers
+from mainstem.train.threads import torch_threads
 
 __all__ = ["Learning", "Rebuilds", "online_trainer"]
 
@@ -83,9 +84,10 @@ class Learning:
     def run(self) -> None:
         """In this thread, until `stop` is called from another."""
         try:
-            self.trainer = self._first()
-            if self.trainer is not None:
-                self.trainer.run(self._stop)
+            with torch_threads(self.config.train.threads):
+                self.trainer = self._first()
+                if self.trainer is not None:
+                    self.trainer.run(self._stop)
         except Exception as error:
             self.failure = error
             _log.exception("online learning has ended")

@@ -150,7 +150,7 @@ def test_the_law_would_catch_models_that_are_moved_wrongly(world: World, wrong: 
     world.models = wrong(world.catalog)
     world.keeper = ModelKeeper(world.reader(), world.models)
     world.writer.full()
-    play(world, [("put", 3), ("refresh", 0), ("dense", 4), ("rows", 3), ("refresh", 0), ("rows", 15)])
+    play(world, [("put", 3), ("refresh", 0), ("rows", 3), ("dense", 4), ("refresh", 0), ("rows", 15)])
     with pytest.raises(AssertionError):
         check(world)
 
