@@ -62,9 +62,7 @@ def rollback(version: str, *, relearn: bool = False, config: ConfigFile = DEFAUL
     """
     store = _store(config)[1]
     if version not in store.versions(LINE):
-        raise MainstemError(
-            f"there is no version {version} of {LINE}: `mainstem weights list` shows those kept"
-        )
+        raise MainstemError(f"there is no version {version} of {LINE}: `mainstem weights list` shows those kept")
     position = None
     if not relearn:
         position = _come_to(store)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,23 +262,31 @@ def test_a_dense_part_that_comes_while_a_renewal_ends_is_not_left_lying(tmp_path
 # ---- a new base meanwhile --------------------------------------------------------------------------------
 
 
-def new_base_meanwhile(world: World, gate: Gate) -> None:
-    version = world.store.versions("main")[0]
-    world.writer.rollback(version)
-    if type(world.keeper) is ModelKeeper:
-        assert not gate.open.is_set()
-    else:
+class Watched(ModelKeeper[Model]):
+    """Says when it waits for a renewal."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.waiting = threading.Event()
+
+    def _wait_renewed(self) -> None:
+        self.waiting.set()
+        super()._wait_renewed()
+
+
+def test_what_was_renewed_from_the_old_base_never_follows_on_a_new_one(tmp_path: Path) -> None:
+    world, gate = held(tmp_path, Watched)
+    try:
+        world.writer.rollback(world.store.versions("main")[0])
+        assert isinstance(world.keeper, Watched)
+        assert world.keeper.waiting.wait(30)
+        gate.open.set()
         applied(world)
-    gate.open.set()
-    applied(world)
-    world.writer.delta({item("b"): 9.0})
-    applied(world)
-    world.keeper.stop()
-
-
-def test_what_was_renewed_from_the_old_base_never_follows_on_a_new_one(renewing: tuple[World, Gate]) -> None:
-    world, gate = renewing
-    new_base_meanwhile(world, gate)
+        world.writer.delta({item("b"): 9.0})
+        applied(world)
+    finally:
+        gate.open.set()
+        world.keeper.stop()
     check(world)
 
 
@@ -292,8 +301,11 @@ def test_the_check_would_catch_a_keeper_that_does_not_wait(tmp_path: Path) -> No
     world, gate = held(tmp_path, Impatient)
     renewal = world.keeper._renewing
     assert renewal is not None
-    new_base_meanwhile(world, gate)
+    world.writer.rollback(world.store.versions("main")[0])
+    applied(world)
+    gate.open.set()
     renewal.join()
+    world.keeper.stop()
     with pytest.raises(AssertionError):
         check(world)
 

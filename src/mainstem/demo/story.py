@@ -39,8 +39,9 @@ CHECK_EVERY = 50
 PROTOCOL = (
     "Before each basket two slates of ten are asked for its user as of its time: one of anything, scored on all of "
     "the basket, and one of what the user never had, scored on what is new to them. Then the basket is posted. The "
-    "baselines answer the same requests under the same restriction. Nothing was chosen on these weeks. A trainer beside "
-    "the server learns from the baskets as they come; the model as it was before them is asked on some of them too."
+    "baselines answer the same requests under the same restriction. Nothing was chosen on these weeks. A trainer "
+    "beside the server learns from the baskets as they come; the model as it was before them is asked on some of "
+    "them too."
 )
 
 

@@ -58,10 +58,11 @@ class RetrievalLearner:
         )
         # A positive moves the weights by the same in a small batch as in a full one: online they are small, and the
         # optimizers' state comes from full ones.
-        share = min(len(batch) / self.train.retrieval_batch, 1.0)
-        self.adam.param_groups[0]["lr"] = ADAM_RATE * share
+        full = min(len(batch) / self.train.retrieval_batch, 1.0)
+        for group in self.adam.param_groups:
+            group["lr"] = ADAM_RATE * full
         self.adam.zero_grad(set_to_none=True)
-        (loss * share).backward()  # type: ignore[no-untyped-call]
+        (loss * full).backward()  # type: ignore[no-untyped-call]
         if not all(bool(grad.isfinite().all()) for grad in (loss, gathered.rows.grad) if grad is not None):
             raise FloatingPointError("the loss of a step or its gradient is not finite")
         self.adam.step()

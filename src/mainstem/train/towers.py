@@ -115,7 +115,7 @@ class Towers:
             entity, age = history.entity[-HISTORY:], time - history.time[-HISTORY:]
             if not len(entity):
                 return np.zeros(dim, np.float32)
-            rows = table.gather(table.find(np.concatenate([np.array([user], np.uint64), entity])))
+            rows = table.read(np.concatenate([np.array([user], np.uint64), entity]))
             return tower(rows[0], rows[1:], self.history_weights(age, interest[-HISTORY:]))
 
         return user_vector

@@ -79,7 +79,7 @@ class Lookup:
         several roles takes that of the first role that creates. time: event time in ms, for admission and expiry.
         create: whether keys without a row may get one, or the names of the roles whose keys may; others read the
         default row, and are no sight of their key. gradient: False for validation and serving: rows take none and
-        nothing is left pending.
+        nothing is left pending; it is then safe beside a thread that writes, where the table is.
 
         Raises TypeError where keys are not uint64, ValueError where an option names a role that is not there.
         """
@@ -93,8 +93,13 @@ class Lookup:
                 raise TypeError(f"keys of role {name!r} must be uint64 [n], not {each.dtype} {list(each.shape)}")
         keys = np.concatenate([np.zeros(0, np.uint64), *roles.values()])
         unique, family, sights, places = _distinct(keys, np.cumsum(sizes, dtype=np.int64), np.array(classes, np.int64))
-        table_rows = _keep_found(self._rows(unique, classes, family, sights, time), places)
-        leaf = torch.from_numpy(self.table.gather(table_rows)).requires_grad_(gradient)
+        if gradient or creating:
+            table_rows = _keep_found(self._rows(unique, classes, family, sights, time), places)
+            leaf = torch.from_numpy(self.table.gather(table_rows)).requires_grad_(gradient)
+        else:
+            # by key, in one pass: between find and gather another thread may give a row to another key
+            table_rows = np.zeros(0, np.int64)
+            leaf = torch.from_numpy(self.table.read(unique))
         split = torch.split(torch.from_numpy(places), sizes) if sizes else ()
         gathered = Gathered(leaf, dict(zip(roles, split, strict=True)), table_rows)
         if gradient:
