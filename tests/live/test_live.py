@@ -252,9 +252,9 @@ def test_new_items_learn_under_the_model_in_use(serving: Serving) -> None:
     online.publish()
     serving.keeper.refresh()
     after = leaning(serving.keeper.current(), keys)
-    assert np.abs(before).max() < 1e-3
-    assert after[0] > 0.1
-    assert after[1] < -0.1
+    assert before[0] == before[1]
+    assert after[0] > before[0] + 0.1
+    assert after[1] < before[1] - 0.1
 
 
 def leaning(model: LiveModel, keys: Keys) -> np.ndarray:

@@ -99,7 +99,7 @@ class Lookup:
         else:
             # by key, in one pass: between find and gather another thread may give a row to another key
             table_rows = np.zeros(0, np.int64)
-            leaf = torch.from_numpy(self.table.read(unique))
+            leaf = torch.from_numpy(self.table.read(np.concatenate([np.zeros(1, np.uint64), unique])))
         split = torch.split(torch.from_numpy(places), sizes) if sizes else ()
         gathered = Gathered(leaf, dict(zip(roles, split, strict=True)), table_rows)
         if gradient:
