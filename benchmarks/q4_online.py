@@ -74,7 +74,7 @@ def drift(seeds: list[dict[str, dict[str, np.ndarray]]], name: str, parts: int =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", nargs="*", default=["completejourney", "movietweetings-142k"])
+    parser.add_argument("--dataset", nargs="*", default=["completejourney", "movietweetings"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--days", type=float, default=28)
     parser.add_argument(

@@ -1,7 +1,6 @@
 """Follows the log and the weights; keeps state, catalogue, indexes and the model in use current (law 6).
 
 follower.py  log -> catalogue, features, content index; each store commits its own Position
-expiry.py    how far event time has come, for what expires; a few odd times do not move it
 models.py    weights -> the model in use, with an index that fits it (law 8)
 """
 

@@ -137,7 +137,8 @@ class OnlineTrainer:
         self.place, self.dense_version = snapshot.place, snapshot.manifest.dense_version
         self.position = snapshot.position
         self._window, self._unsent = _Window(), None
-        self._since_dense = self._since_snapshot = time.monotonic()
+        self._since_snapshot = time.monotonic()
+        self._since_dense = float("-inf")  # the networks may be newer than those that serving has
         self._canaries = None
         self._adopted_rebuild = str(snapshot.manifest.extras.get("rebuilt", self._adopted_rebuild))
         self._erase_again(snapshot)
@@ -172,8 +173,6 @@ class OnlineTrainer:
             self._skip(delta.position)
             self.guard.judge((), window.losses, None)  # so that its reference is what it was
             self.place, self.dense_version, self.position = delta.place, delta.dense_version, delta.position
-        if after:
-            self._since_dense = float("-inf")  # the networks may be newer than the published ones
 
     def _advance(self, until: int, window: _Window, *, learn: bool) -> None:
         """One micro-batch that ends at the offset `until`."""
@@ -317,11 +316,16 @@ class OnlineTrainer:
             raise ValueError("publish first: a snapshot stands at a delta")
         self._writer.write(
             state_of(self.learner, self.guard), base=self.place.base, sequence=self.place.sequence,
-            dense_version=self.dense_version, fingerprint=self.fingerprint, position=self.position,
+            dense_version=self._dense_name(), fingerprint=self.fingerprint, position=self.position,
             extras={"rebuilt": self._adopted_rebuild}, carried=self.learner.carried, wait=wait,
         )  # fmt: skip
         self._since_snapshot = time.monotonic()
         self.status.snapshots += 1
+
+    def _dense_name(self) -> str:
+        """Of the networks as they are now: what was published last may be older (law 8)."""
+        place = self.place
+        return f"{place.base}+{place.sequence}" if place.sequence else self.dense_version
 
     def _note(self) -> None:
         """The log must keep what a recovery would read."""

@@ -199,9 +199,8 @@ def mark(slab: Slab, rows: Rows, bit: Int) -> None:
 
 
 @compiled
-def first_fault(slab: Slab, rows: Rows, gradients: Floats) -> Int:
-    """Place of the first row that is out of range or not in use; n where there is none but a gradient is not finite;
-    -1 where all is well."""
+def first_fault(slab: Slab, rows: Rows) -> Int:
+    """Place of the first row that is out of range or not in use; -1 where all is well."""
     base = slab.row_keys.ctypes.data
     high = slab.tally[HIGH]
     for i in range(len(rows)):
@@ -210,15 +209,6 @@ def first_fault(slab: Slab, rows: Rows, gradients: Floats) -> Int:
         row = rows[i]
         if row != -1 and (row < -1 or row >= high or slab.row_keys[row] == np.uint64(0)):
             return i
-    width = gradients.shape[1]
-    for i in range(len(rows)):
-        if rows[i] < 0:
-            continue
-        bad = 0
-        for c in range(width):
-            bad += not np.isfinite(gradients[i, c])
-        if bad:
-            return len(rows)
     return -1
 
 
