@@ -125,6 +125,11 @@ def test_who_is_forgotten_has_no_past_and_nothing_of_it_is_kept() -> None:
     assert len(keeper) == 2
     assert not gone & set(state["ring_entity"].ravel().tolist()) | gone & set(state["w_entity"].tolist())
     assert not gone & {*keeper._ring_entity.ravel().tolist(), *keeper._w_entity.tolist()}
+    # whoever gets the row now has nothing of who had it
+    online(stream_of([("x", DAY * 29, True, "purchase")], named=True), 1, keeper)
+    row = keeper.state()["user"].tolist().index(key64("user", "x"))
+    for name in ("ring_entity", "ring_time", "ring_interest"):
+        assert not keeper.state()[name][row].any(), name
     again = stream_of([("u", DAY * 30, True, "purchase")], named=True)
     assert np.diff(online(again, 1, keeper).offsets).tolist() == [0]
 

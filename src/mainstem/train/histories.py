@@ -144,12 +144,12 @@ class Histories:
             node = int(self._of["head"][row])
             while node >= 0:
                 after = int(self._w_next[node])
-                self._w_entity[node] = 0
+                self._w_entity[node], self._w_time[node], self._w_interest[node] = 0, 0, 0.0
                 self._w_next[node], self._free[0] = self._free[0], node
                 self._free[1] += 1
                 node = after
             self._user[row] = 0
-            self._ring_entity[row] = 0
+            self._ring_entity[row], self._ring_time[row], self._ring_interest[row] = 0, 0, 0.0
             self._free_rows.append(row)
 
     def expire(self, before: int) -> int:
