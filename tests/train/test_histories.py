@@ -34,7 +34,7 @@ streams = st.lists(
 
 def stream_of(rows: list[tuple[str, int, bool, str]], named: bool) -> EventBatch:
     """In order of time, no user's sessions overlapping; without names, sessions are told by gaps."""
-    time, session, events = T0, dict.fromkeys("uvw", 0), []
+    time, session, events = T0, dict.fromkeys("uvwx", 0), []
     for i, (user, passed, new, kind) in enumerate(rows):
         time += passed
         session[user] += new
