@@ -56,6 +56,10 @@ SAMPLES: dict[str, LogRecord] = {
     "delete-v1": EntityDelete(record_id="d-1", entity="i-1", entity_type="film", **STAMPS),
     "erase-user-v1": Erase(record_id="x-1", user="u-1", **STAMPS),
     "erase-entity-v1": Erase(record_id="x-2", entity="i-1", entity_type="film", **STAMPS),
+    "served-line-v1": Served(
+        record_id="v-2", time=5, user=None, request=SlateRequest(model_line="frozen"),
+        slate=Slate(request_id="r-2", canvas="home", time=5, items=[], model_line="frozen"),
+    ),
     "served-v1": Served(
         record_id="v-1", user="u-1", shown=False, feature_names=["f", "g"], features=b"\x00\x00\x80?\x00\x00\x00@",
         request=SlateRequest(

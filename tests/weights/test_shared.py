@@ -87,7 +87,7 @@ def test_threads_read_whole_rows_of_their_keys_beside_a_writer() -> None:
     assert all(seen > 1000 and bad == 0 for _, seen, bad in results), results
 
 
-def _reader_process(folder: Path, stop, results) -> None:  # type: ignore[no-untyped-def]
+def _reader_process(folder: Path, ready, stop, results) -> None:  # type: ignore[no-untyped-def]
     reader = SharedReader(folder, patience=20)
 
     def gathered(keys: np.ndarray) -> np.ndarray:
@@ -96,6 +96,8 @@ def _reader_process(folder: Path, stop, results) -> None:  # type: ignore[no-unt
         assert not (rows != rows[:, :1]).any()
         return reader.read(keys)
 
+    gathered(KEYS)  # compiled by now
+    ready.wait(120)
     results.put(read_for_a_while(gathered, stop.is_set, KEYS))
 
 
@@ -105,10 +107,11 @@ def test_processes_read_whole_rows_of_their_keys_beside_a_writer(tmp_path: Path)
         SharedReader(tmp_path)
     table.write(KEYS[:10].copy(), numbers(KEYS[:10], 1))
     context = multiprocessing.get_context("spawn")
-    stop, results = context.Event(), context.Queue()
-    readers = [context.Process(target=_reader_process, args=(tmp_path, stop, results)) for _ in range(2)]
+    ready, stop, results = context.Barrier(3), context.Event(), context.Queue()
+    readers = [context.Process(target=_reader_process, args=(tmp_path, ready, stop, results)) for _ in range(2)]
     for reader in readers:
         reader.start()
+    ready.wait(120)  # their start is no part of the while
     write_for_a_while(table, 3, calls=60)
     stop.set()
     found = [results.get(timeout=60) for _ in readers]
