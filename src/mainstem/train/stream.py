@@ -138,11 +138,13 @@ class OnlineTrainer:
         self.position = snapshot.position
         self._window, self._unsent = _Window(), None
         self._since_snapshot = time.monotonic()
-        self._since_dense = float("-inf")  # the networks may be newer than those that serving has
+        self._since_dense = time.monotonic()
         self._canaries = None
         self._adopted_rebuild = str(snapshot.manifest.extras.get("rebuilt", self._adopted_rebuild))
         self._erase_again(snapshot)
         self._relearn()
+        if self.place.sequence:
+            self._since_dense = float("-inf")  # the networks may be newer than those that serving has
         self._note()
 
     def _erase_again(self, snapshot: Snapshot) -> None:
