@@ -1,13 +1,14 @@
 """What q4, q5 and recovery_age share: a data set in event order, a base trained on its beginning, models that are
 served from what one learner learns on the rest, each at its own pace, all asked before each visit is learned.
 
-Features are live for every arm: one state, folded once. Only parameters differ.
+Features are live for every arm: one state, folded once. Only parameters differ. The ranking network learns from the
+candidate pools of a share of the visits, as a server puts them on record, and of what was taken then.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,16 +19,18 @@ from bench import say
 from mainstem import datasets, eventlog, features, weights
 from mainstem.curriculum import Curriculum
 from mainstem.join import visits
-from mainstem.live import LiveModel, LiveModels
+from mainstem.learning import learner_of
+from mainstem.live import LiveModel, LiveModels, model_of
 from mainstem.models import numpy_scorer
 from mainstem.rank import Pipeline
 from mainstem.rank.score import rank_inputs
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys, key64
+from mainstem.schema.pools import pack_pool
 from mainstem.schema.position import START
-from mainstem.schema.records import Context, Show, SlateRequest
+from mainstem.schema.records import Context, Served, Show, Slate, SlateRequest
 from mainstem.schema.time import DAY
-from mainstem.train import OnlineLearner, Trainer, new_towers, restore
+from mainstem.train import OnlineLearner, Trainer, restore
 from mainstem.train.towers import TABLE
 from mainstem.weights import Changes, Delta, TableDelta
 from mainstem.weights.checkpoints import unflatten
@@ -42,9 +45,11 @@ DENSE_EVERY = 3_000
 class Stage:
     """A data set in columns with its catalogue; made once for all seeds."""
 
-    def __init__(self, name: str, changes: dict[str, Any] | None = None) -> None:
+    def __init__(self, name: str, online: dict[str, Any] | None = None) -> None:
+        """online: settings of `train.online` that differ from the defaults."""
         self.name, dataset = name, datasets.get(name)
-        self.config = Config.model_validate({**dataset.config, **(changes or {})})
+        train = {**dataset.config.get("train", {}), "online": online or {}}
+        self.config = Config.model_validate({**dataset.config, "train": train})
         log = eventlog.open("memory://", history="file:///nowhere")
         count = datasets.ingest(dataset, log.append, lambda done, total: None)
         self.source = Curriculum(self.config, log, lambda stage, done, total: None)
@@ -82,10 +87,12 @@ class Arm:
 
 def prequential(
     stage: Stage, arms: Sequence[Arm], *, seed: int, cut: int, end: int, sample: int, batch: int = 100,
-    on_events: Callable[[OnlineLearner, int], None] = lambda learner, done: None,
-    spoil: Callable[[Keys], Keys] | None = None,
+    pools: float = 0.25, on_events: Callable[[OnlineLearner, int], None] = lambda learner, done: None,
 ) -> None:  # fmt: skip
-    """Train a base before `cut`, then go through the events up to `end`, scoring about `sample` visits in each arm."""
+    """Train a base before `cut`, then go through the events up to `end`, scoring about `sample` visits in each arm.
+
+    pools: share of the visits whose candidates are put on record. on_events(learner, events so far) after each batch.
+    """
     config = stage.config.model_copy(update={"train": stage.config.train.model_copy(update={"seed": seed})})
     source = stage.source
     source.config = config
@@ -96,20 +103,22 @@ def prequential(
     pipelines = [_pipeline(source, store, arm) for arm in arms]
     rows = np.flatnonzero((source.events.time >= cut) & (source.events.time < end))
     events = source.events.take(rows)
-    asked = _asked(source, events, sample)
-    place, done = 0, 0
-    for visit_time, user, wanted in asked:
+    place, served = 0, list[Served]()
+    for visit in _asked(source, events, sample, pools if pools and any(arm.every for arm in arms) else 0.0):
         # everything that happened before the visit is learned before it is asked
-        upto = int(np.searchsorted(events.time, visit_time, side="left"))
+        upto = int(np.searchsorted(events.time, visit.time, side="left"))
         while place < upto:
             stop = min(place + batch, upto)
-            learner.take(events.take(slice(place, stop)))
-            done += stop - place
+            learner.take(events.take(slice(place, stop)), served)
+            served = []
             _pass_on(learner, models, arms, stop - place)
-            on_events(learner, done)
+            on_events(learner, stop)
             place = stop
-        folding.fold_until(visit_time)
-        _score(config, store, source, arms, pipelines, visit_time, user, wanted)
+        folding.fold_until(visit.time)
+        if visit.scored:
+            _score(config, store, source, arms, pipelines, visit)
+        if visit.recorded:
+            served.append(_on_record(config, store, source, arms[-1], pipelines[-1], visit))
     store.close()
 
 
@@ -121,7 +130,7 @@ def _start(source: Curriculum, config: Config, cut: int, arms: Sequence[Arm]) ->
         kept = weights.open(f"file://{folder}")
         trained = Trainer(config, source.catalog, kept, "main").run(past)
         snapshot = kept.load("main", trained.version, training=True)
-    learner = OnlineLearner(config, new_towers(config, source.catalog), source.catalog)
+    learner = learner_of(config, source.catalog, source.inputs)
     learner.towers.table.load(snapshot.tables[TABLE])
     learner.load(unflatten(snapshot.training, snapshot.manifest.extras["state"])["learner"])
     lives = []
@@ -129,10 +138,8 @@ def _start(source: Curriculum, config: Config, cut: int, arms: Sequence[Arm]) ->
         kinds = store.kinds
     for arm in arms:
         towers, ranker = restore(snapshot, config, source.catalog)
-        from mainstem.live import model_of
-
         answers = model_of(towers, config, kinds, source.inputs, arm.name, source.catalog)
-        arm.live = LiveModel(towers, replace(answers, scores=numpy_scorer(ranker)))
+        arm.live = LiveModel(towers, ranker, replace(answers, scores=numpy_scorer(ranker)))
         lives.append(arm.live)
     return learner, lives
 
@@ -147,12 +154,43 @@ def _pipeline(source: Curriculum, store: Any, arm: Arm) -> Pipeline:
     return Pipeline(source.config, source.catalog, store, sources_of(source.config, current, source.content), current)
 
 
-def _asked(source: Curriculum, events: Any, sample: int) -> list[tuple[int, int, Keys]]:
-    """(time, user, entities taken) of evenly drawn visits, by time."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A visit that stands for a request; `wanted`: the entities taken. One that is scored may be on record too."""
+
+    time: int
+    user: int
+    wanted: Keys
+    scored: bool
+    recorded: bool
+
+
+def _asked(source: Curriculum, events: Any, sample: int, pools: float) -> list[Asked]:
+    """Evenly drawn visits to score, and the share `pools` of all to put on record, by time."""
     taken = events.take(events.where([head.event for head in source.config.heads.values()]))
     found = visits(taken)
-    chosen = np.linspace(0, len(found) - 1, min(sample, len(found))).astype(int) if found else []
-    return [(found[i].time, found[i].user, np.unique(taken.entity[found[i].rows])) for i in chosen]
+    scored = set(np.linspace(0, len(found) - 1, min(sample, len(found))).astype(int).tolist() if found else [])
+    recorded = set(np.flatnonzero(np.random.default_rng(5).random(len(found)) < pools).tolist())
+    return [
+        Asked(found[i].time, found[i].user, np.unique(taken.entity[found[i].rows]), i in scored, i in recorded)
+        for i in sorted(scored | recorded)
+    ]
+
+
+def _on_record(config: Config, store: Any, source: Curriculum, arm: Arm, pipeline: Pipeline, visit: Asked) -> Served:
+    """What a server that answers with this arm would put on record of the visit's request, with its candidates."""
+    assert arm.live is not None
+    context = Context(canvas=next(iter(config.canvases)), user=source.users[visit.user], time=visit.time)
+    request = SlateRequest(context=context, deadline_ms=60_000, tenant=config.tenant, shown=False)
+    with store.view(context, config.tenant) as view:
+        keys = pipeline.candidates(request, view).keys
+        inputs = rank_inputs(arm.live.answers, context, view, config.tenant, keys)
+    name = f"{visit.user}-{visit.time}"
+    slate = Slate(request_id=name, canvas=context.canvas, time=visit.time, items=[])
+    return Served(
+        record_id=name, time=visit.time, user=context.user, request=request, slate=slate, shown=False,
+        feature_names=list(source.inputs), pool=pack_pool(keys, inputs), tenant=config.tenant,
+    )  # fmt: skip
 
 
 def _pass_on(learner: OnlineLearner, models: LiveModels, arms: Sequence[Arm], events: int) -> None:
@@ -171,11 +209,10 @@ def _sync(learner: OnlineLearner, models: LiveModels, arm: Arm) -> None:
     assert arm.live is not None
     assert arm.waiting is not None
     table = learner.towers.table
-    dense = {f"towers.{n}": t.numpy().copy() for n, t in learner.towers.module.state_dict().items()}
     arm.sequence += 1
     delta = Delta(
         line="main", base="v-" + "0" * 32, sequence=arm.sequence, previous="", dense_version=str(arm.sequence),
-        position=START, dense=dense,
+        position=START, dense=learner.dense(),
         tables={TABLE: TableDelta(arm.waiting.touched, table.read(arm.waiting.touched), arm.waiting.deleted)},
     )  # fmt: skip
     arm.live, entities = models.apply(arm.live, delta)
@@ -193,11 +230,10 @@ def _merged(before: Changes, now: Changes) -> Changes:
 
 
 def _score(
-    config: Config, store: Any, source: Curriculum, arms: Sequence[Arm], pipelines: Sequence[Pipeline],
-    time: int, user: int, wanted: Keys,
-) -> None:  # fmt: skip
-    canvas = next(iter(config.canvases))
-    context = Context(canvas=canvas, user=source.users[user], time=time)
+    config: Config, store: Any, source: Curriculum, arms: Sequence[Arm], pipelines: Sequence[Pipeline], visit: Asked
+) -> None:
+    wanted = visit.wanted
+    context = Context(canvas=next(iter(config.canvases)), user=source.users[visit.user], time=visit.time)
     with store.view(context, config.tenant) as view:
         had = view.counts().keys
         pool: Keys = (
@@ -225,8 +261,3 @@ def ndcg(hits: np.ndarray, wanted: int) -> float:
     """NDCG@K of binary gains: hits bool [n <= K] by place."""
     discount = 1 / np.log2(np.arange(2, K + 2))
     return float((hits * discount[: len(hits)]).sum() / discount[: min(wanted, K)].sum())
-
-
-def batches(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))

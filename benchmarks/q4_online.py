@@ -37,7 +37,7 @@ def one_seed(stage: Stage, seed: int, arguments: argparse.Namespace) -> dict[str
     arms = [Arm(name, every) for name, every in EVERY.items()]
     cut, end = stage.cut(arguments.days, arguments.skip_days)
     began = time.monotonic()
-    prequential(stage, arms, seed=seed, cut=cut, end=end, sample=arguments.sample)
+    prequential(stage, arms, seed=seed, cut=cut, end=end, sample=arguments.sample, pools=arguments.pools)
     found = {arm.name: {metric: np.array(getattr(arm.scores, metric)) for metric in METRICS} for arm in arms}
     for name, scores in found.items():
         say(f"{stage.name} seed {seed} {name}: " + ", ".join(f"{m} {np.nanmean(v):.5f}" for m, v in scores.items()))
@@ -81,10 +81,14 @@ def main() -> None:
         "--skip-days", type=float, default=0, help="leave out so much of the end: for choosing settings"
     )
     parser.add_argument("--sample", type=int, default=1_500)
+    parser.add_argument(
+        "--pools", type=float, default=0.25, help="share of the visits that go on record with candidates"
+    )
+    parser.add_argument("--set", nargs="*", default=[], help="train.online settings, as ranking_learning_rate=3e-4")
     arguments = parser.parse_args()
     with Bench("q4_online", metric="ndcg@10_gain_over_frozen", goal=0.0) as bench:
         for name in arguments.dataset:
-            stage = Stage(name)
+            stage = Stage(name, online=dict(each.split("=") for each in arguments.set))
             seeds = [one_seed(stage, seed, arguments) for seed in range(arguments.seeds)]
             found = summary(seeds)
             bench.parts[name] = {
@@ -96,7 +100,7 @@ def main() -> None:
         first = bench.parts[arguments.dataset[0]]["arms"]
         bench.report(
             ours=first["every 300"]["ndcg"]["mean"], peer=first["frozen"]["ndcg"]["mean"], peer_name="frozen",
-            keep=arguments.skip_days == 0 and arguments.seeds >= 3,
+            keep=arguments.skip_days == 0 and not arguments.set and arguments.seeds >= 3,
         )  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def _wire(config: Config, base: Path, claim: bool, undo: ExitStack) -> Parts:
             return
         kept.keep(served.tenant, served.slate.canvas, served.user, served.slate, served.time)
 
-    recorder = Recorder(log.append, keep, config.serve.served_sample)
+    recorder = Recorder(log.append, keep, config.serve.served_sample, config.serve.pool_sample)
     return Parts(config, log, catalog, store, snapshots, kept, follower, keepers, pipeline, recorder, pool)
 
 

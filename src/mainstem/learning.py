@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -22,16 +22,19 @@ from types import TracebackType
 from mainstem import catalog as catalogs
 from mainstem import curriculum, features, weights
 from mainstem.assemble import open_log
+from mainstem.catalog import MemoryCatalog
+from mainstem.curriculum import EXTRA_INPUTS, HAD
+from mainstem.join import PoolJoin
 from mainstem.live import fingerprint
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import storage_urls
 from mainstem.schema.errors import NotReady
 from mainstem.schema.protocols import Log
 from mainstem.schema.time import parse_duration
-from mainstem.train import OnlineLearner, OnlineTrainer, new_towers
+from mainstem.train import OnlineLearner, OnlineTrainer, RankingLearner, new_ranker, new_towers
 from mainstem.train.threads import torch_threads
 
-__all__ = ["Learning", "Rebuilds", "online_trainer"]
+__all__ = ["Learning", "Rebuilds", "learner_of", "online_trainer"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,17 +51,24 @@ def silent(stage: str, done: int, total: int) -> None:
 
 def online_trainer(config: Config, log: Log, base: Path, line: str = LINE) -> OnlineTrainer:
     """The trainer of a line, where its newest good snapshot and the deltas after it stand. Raises NotReady."""
-
-    def new_learner() -> OnlineLearner:
-        catalog = catalogs.open("memory://", entities=config.entities)
-        return OnlineLearner(config, new_towers(config, catalog), catalog)
-
     with (
         closing(catalogs.open("memory://", entities=config.entities)) as nothing,
         closing(features.open("memory://", config, nothing)) as private,
     ):
-        made_for = fingerprint(config, private)
+        made_for, inputs = fingerprint(config, private), (*private.names, *EXTRA_INPUTS)
+
+    def new_learner() -> OnlineLearner:
+        catalog = catalogs.open("memory://", entities=config.entities)
+        return learner_of(config, catalog, inputs)
+
     return OnlineTrainer(config, log, weights.open(storage_urls(config, base).weights), new_learner, made_for, line)
+
+
+def learner_of(config: Config, catalog: MemoryCatalog, inputs: Sequence[str]) -> OnlineLearner:
+    """An untrained learner as configured; `inputs` are those of the ranking network."""
+    ranking = RankingLearner(new_ranker(config, len(inputs)), [*config.heads.values()], config.train)
+    labelling = PoolJoin(config.heads, inputs, had=HAD, most=config.train.online.pools)
+    return OnlineLearner(config, new_towers(config, catalog), ranking, catalog, labelling)
 
 
 class Learning:
@@ -136,6 +146,7 @@ class Learning:
             "trainer_lag_records": float(status.lag),
             "trainer_records": float(status.records),
             "trainer_positives": float(status.positives),
+            "trainer_slates": float(status.slates),
             "trainer_only_noted_records": float(status.only_noted),
             "trainer_passed_over_records": float(status.passed_over),
             "trainer_published": float(status.published),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mainstem import index
-from mainstem.models import numpy_scorer
+from mainstem.models import Ranker, numpy_scorer
 from mainstem.rank import ModelVersion
 from mainstem.schema.config import Config
 from mainstem.schema.errors import Incompatible, NotReady
@@ -27,9 +27,10 @@ __all__ = ["LiveModel", "LiveModels", "fingerprint", "model_of"]
 
 @dataclass(frozen=True, slots=True)
 class LiveModel:
-    """`answers` is what requests are answered with; `towers` holds the rows and networks behind it."""
+    """`answers` is what requests are answered with; `towers` and `ranker` hold the rows and networks behind it."""
 
     towers: Towers
+    ranker: Ranker
     answers: ModelVersion
 
 
@@ -53,7 +54,7 @@ class LiveModels:
         )
         sparse = f"{manifest.base}+{manifest.sequence}"
         answers = replace(answers, scores=numpy_scorer(ranker), sparse_version=sparse, line=self.line)
-        return LiveModel(towers, answers)
+        return LiveModel(towers, ranker, answers)
 
     def apply(self, model: LiveModel, delta: Delta) -> tuple[LiveModel, Keys]:
         """The rows of a delta, under the model in use; which entities have a row of their own among them.
@@ -73,31 +74,33 @@ class LiveModels:
             table.write(found.keys, found.values)
             touched = np.concatenate([found.keys, found.deleted])
         answers = replace(model.answers, sparse_version=f"{delta.base}+{delta.sequence}")
-        return LiveModel(model.towers, answers), touched[self.catalog.rows(touched) >= 0]
+        return LiveModel(model.towers, model.ranker, answers), touched[self.catalog.rows(touched) >= 0]
 
     def renew(self, model: LiveModel, delta: Delta) -> LiveModel:
-        """New tower networks over the same rows, with the whole catalogue embedded by them.
+        """New networks over the same rows, with the whole catalogue embedded by them.
 
         Raises Incompatible where the dense part is not one of these networks.
         """
         old = model.towers
-        module = deepcopy(old.module)  # to be overwritten; a new one would draw from the trainer's random numbers
-        prefix = "towers."
-        tensors = {
-            name.removeprefix(prefix): torch.from_numpy(np.array(array))
-            for name, array in (delta.dense or {}).items()
-            if name.startswith(prefix)
-        }
-        try:
-            module.load_state_dict(tensors)
-        except RuntimeError as error:  # torch says so for every shape and name that does not fit
-            raise Incompatible(f"the dense part of delta {delta.sequence} does not fit: {error}") from error
-        module.eval()
+        # copies, to be overwritten: new ones would draw from the trainer's random numbers
+        module, ranker = deepcopy(old.module), deepcopy(model.ranker)
+        for prefix, network in (("towers.", module), ("ranker.", ranker)):
+            tensors = {
+                name.removeprefix(prefix): torch.from_numpy(np.array(array))
+                for name, array in (delta.dense or {}).items()
+                if name.startswith(prefix)
+            }
+            try:
+                network.load_state_dict(tensors)
+            except RuntimeError as error:  # torch says so for every shape and name that does not fit
+                raise Incompatible(f"the dense part of delta {delta.sequence} does not fit: {error}") from error
+            network.eval()
         towers = Towers(module, old.table, self.catalog, old.attributes)
         before = model.answers
         answers = model_of(towers, self.config, self.store.kinds, before.inputs, delta.dense_version, self.catalog)
-        answers = replace(answers, scores=before.scores, sparse_version=before.sparse_version, line=before.line)
-        return LiveModel(towers, answers)
+        scores = numpy_scorer(ranker)
+        answers = replace(answers, scores=scores, sparse_version=before.sparse_version, line=before.line)
+        return LiveModel(towers, ranker, answers)
 
     def take_over(self, renewed: LiveModel, current: LiveModel) -> LiveModel:
         """Deltas moved the rows of both meanwhile."""

@@ -90,7 +90,8 @@ class Loop:
         answer = self.parts.pipeline.answer(request)
         if late:
             answer.slate.degraded.append(late)
-        self.parts.recorder.record(request, answer.slate, answer.inputs, answer.values)
+        pool = answer.pool if request.model_line == "main" else None  # other lines' inputs are not the trainer's
+        self.parts.recorder.record(request, answer.slate, answer.inputs, answer.values, pool)
         return answer.slate
 
     def _fresh_enough(self, request: SlateRequest) -> Degraded | None:

@@ -123,8 +123,12 @@ def delta_of(
 
 
 def networks(model: LiveModel, shift: float = 0.0) -> dict[str, Any]:
-    state = model.towers.module.state_dict()
-    return {f"towers.{name}": tensor.numpy() + np.float32(shift) for name, tensor in state.items()}
+    parts = {"towers": model.towers.module, "ranker": model.ranker}
+    return {
+        f"{part}.{name}": tensor.numpy() + np.float32(shift)
+        for part, network in parts.items()
+        for name, tensor in network.state_dict().items()
+    }
 
 
 # ---- deltas and snapshots lead to the same -----------------------------------------------------------
@@ -300,11 +304,15 @@ def lacking(dense: dict[str, Any]) -> dict[str, Any]:
     return dict(list(dense.items())[1:])
 
 
+def without_ranking(dense: dict[str, Any]) -> dict[str, Any]:
+    return {name: array for name, array in dense.items() if not name.startswith("ranker.")}
+
+
 def reshaped(dense: dict[str, Any]) -> dict[str, Any]:
     return {name: array.reshape(-1, 1) for name, array in dense.items()}
 
 
-@pytest.mark.parametrize("spoil", [lacking, reshaped])
+@pytest.mark.parametrize("spoil", [lacking, without_ranking, reshaped])
 def test_a_dense_part_that_does_not_fit_is_said_to(
     serving: Serving, spoil: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
@@ -429,6 +437,9 @@ def test_a_renewed_model_is_called_as_the_one_it_follows_on(serving: Serving) ->
     assert taken.answers.sparse_version == later.answers.sparse_version != renewed.answers.sparse_version
     assert taken.answers.version == taken.answers.index.version == delta.dense_version
     assert taken.towers.table is later.towers.table
+    x = np.array([[-0.3, 1.0]], np.float32)
+    assert not np.allclose(taken.answers.scores(x), model.answers.scores(x))  # the ranking network went along
+    np.testing.assert_allclose(later.answers.scores(x), model.answers.scores(x))
 
 
 def test_a_renewal_draws_no_random_numbers(serving: Serving) -> None:

@@ -24,6 +24,7 @@ from mainstem.schema.records import (
     Erase,
     Event,
     LogRecord,
+    Pool,
     Served,
     Show,
     Slate,
@@ -59,6 +60,11 @@ SAMPLES: dict[str, LogRecord] = {
     "served-line-v1": Served(
         record_id="v-2", time=5, user=None, request=SlateRequest(model_line="frozen"),
         slate=Slate(request_id="r-2", canvas="home", time=5, items=[], model_line="frozen"),
+    ),
+    "served-pool-v1": Served(
+        record_id="v-3", time=5, user="u-1", request=SlateRequest(pool=True), feature_names=["f"],
+        slate=Slate(request_id="r-3", canvas="home", time=5, items=[]),
+        pool=Pool(keys=b"\x01" + bytes(7), inputs=b"x\x01c``\xd8`\x0f\x00\x01\x05\x00\xc0"),
     ),
     "served-v1": Served(
         record_id="v-1", user="u-1", shown=False, feature_names=["f", "g"], features=b"\x00\x00\x80?\x00\x00\x00@",

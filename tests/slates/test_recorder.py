@@ -11,10 +11,12 @@ import pytest
 
 from mainstem import eventlog, slates
 from mainstem.schema.errors import InvalidRecord, StoreError
+from mainstem.schema.pools import unpack_pool
 from mainstem.schema.position import START
 from mainstem.schema.records import Context, Degraded, LogRecord, Served, Slate, SlateItem, SlateRequest
 from mainstem.schema.time import now_ms
 from mainstem.slates import recorder
+from mainstem.slates import recorder as recorder_module
 from mainstem.slates.recorder import Recorder
 
 NOW = now_ms()
@@ -216,3 +218,37 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     go.set()
     desk.recorder.close()
     assert list(chain(*desk.appends)) == names(range(4))
+
+
+def pool(n: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(1, n + 1, dtype=np.uint64), np.arange(2 * n, dtype=np.float32).reshape(n, 2)
+
+
+@pytest.mark.parametrize(
+    ("share", "asked", "want"), [(0.5, False, [2, 4]), (0.0, False, []), (0.0, True, [1, 2, 3, 4])]
+)
+def test_a_share_of_slates_goes_on_record_with_all_candidates(share: float, asked: bool, want: list[int]) -> None:
+    desk = Desk()
+    desk.recorder.close()
+    desk.recorder = Recorder(desk.append, desk.keep, 0.0, share)  # which takes along the slates that have a pool alone
+    for number in range(1, 5):
+        request = SlateRequest(context=Context(user="u"), pool=asked)
+        desk.recorder.record(request, slate(number), INPUTS, np.zeros((2, 2), np.float32), pool())
+    desk.recorder.record(SlateRequest(), slate(9), INPUTS, np.zeros((2, 2), np.float32))  # has none
+    desk.recorder.close()
+    assert [served.record_id for served in desk.records] == names(want)
+    for served in desk.records:
+        assert served.pool is not None
+        keys, inputs = unpack_pool(served.pool, 2)
+        np.testing.assert_array_equal(keys, pool()[0])
+        np.testing.assert_array_equal(inputs, pool()[1])
+    assert desk.kept == names([1, 2, 3, 4, 9])
+
+
+def test_pools_are_left_out_where_slates_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "WAITING_FOR_POOLS", 0)
+    desk = Desk()
+    desk.recorder.pools = 1.0
+    desk.recorder.record(SlateRequest(), slate(1), INPUTS, np.zeros((2, 2), np.float32), pool())
+    desk.recorder.close()
+    assert [served.pool for served in desk.records] == [None]

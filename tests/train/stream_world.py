@@ -11,12 +11,14 @@ from checkerboard import CONFIG, ITEMS, T0, Source, catalog_of, purchases, train
 
 from mainstem import catalog as catalogs
 from mainstem import eventlog, weights
+from mainstem.learning import learner_of
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config
+from mainstem.schema.pools import pack_pool
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Log
-from mainstem.schema.records import Entity, Event, LogRecord
-from mainstem.train import OnlineLearner, OnlineTrainer, new_towers
+from mainstem.schema.records import Context, Entity, Event, LogRecord, Served, Slate, SlateRequest
+from mainstem.train import OnlineLearner, OnlineTrainer
 from mainstem.train.towers import TABLE
 from mainstem.weights import Snapshots
 
@@ -53,11 +55,11 @@ class World:
             source = Source(EventBatch.of(self.past, range(len(self.past))))
             source.position = self.log.end()
             trainer(folder, config).run(source)
-        self.log.append(self.rest)
+        self.log.append(with_pools(self.rest))
 
     def new_learner(self) -> OnlineLearner:
         catalog = catalogs.open("memory://", entities=self.config.entities)
-        return OnlineLearner(self.config, new_towers(self.config, catalog), catalog)
+        return learner_of(self.config, catalog, Source.inputs)
 
     def trainer(self, store: Snapshots | None = None) -> OnlineTrainer:
         return OnlineTrainer(self.config, self.log, store or self.store, self.new_learner, "checkerboard")
@@ -74,6 +76,30 @@ def events_of(days: int) -> list[Event]:
         )
         for i in range(len(batch))
     ]  # fmt: skip
+
+
+def with_pools(events: list[Event]) -> list[LogRecord]:
+    """A slate on record before each third session: ten candidates, the first input says how near each is."""
+    out: list[LogRecord] = []
+    rng, seen = np.random.default_rng(1), set[str]()
+    for event in events:
+        session = str(event.session)
+        if session not in seen and len(seen) % 3 == 0:
+            own = int(event.user[1:]) % 2
+            items = rng.choice(ITEMS, 10, replace=False)
+            near = np.where(items % 2 == own, 0.7, -0.7) + rng.normal(0, 0.2, 10)
+            inputs = np.column_stack([near, np.ones(10)]).astype(np.float32)
+            out.append(
+                Served(
+                    record_id=f"pool-{session}", time=event.time, user=event.user,
+                    request=SlateRequest(context=Context(user=event.user)),
+                    slate=Slate(request_id=f"pool-{session}", canvas="home", time=event.time, items=[]), shown=False,
+                    feature_names=list(Source.inputs), pool=pack_pool(item_keys()[items], inputs),
+                )
+            )  # fmt: skip
+        seen.add(session)
+        out.append(event)
+    return out
 
 
 def user_key(number: int) -> int:
@@ -104,6 +130,9 @@ def contents(online: OnlineTrainer) -> dict[str, np.ndarray]:
     found = {f"table {name}": array for name, array in learner.towers.table.state().items()}
     found |= {f"module {name}": tensor.numpy().copy() for name, tensor in learner.towers.module.state_dict().items()}
     found |= {f"histories {name}": array for name, array in learner.histories.state().items()}
+    found |= {f"ranker {name}": t.numpy().copy() for name, t in learner.ranking.ranker.state_dict().items()}
+    assert learner.labelling is not None
+    found["labels"] = np.frombuffer(learner.labelling.state(), np.uint8)
     found |= {f"population {name}": np.asarray(value) for name, value in learner.population.state().items()}
     return found
 

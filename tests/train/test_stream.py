@@ -67,7 +67,12 @@ def test_what_is_served_is_what_was_learned(base: Path, tmp_path: Path) -> None:
     for name, tensor in online.learner.towers.module.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), dense[f"towers.{name}"])
     assert any(not np.array_equal(rows[key], before[key]) for key in before)  # canary: something was learned
-    assert "ranker.wide.bias" in dense
+    for name, tensor in online.learner.ranking.ranker.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), dense[f"ranker.{name}"])
+    assert online.status.slates > 20
+    started = world.trainer(world_of(base, tmp_path, "fresh").store).learner.ranking.ranker
+    assert not torch.equal(started.wide.weight, online.learner.ranking.ranker.wide.weight)  # canary: it was learned
+    assert not torch.equal(started.shift, online.learner.ranking.ranker.shift)
 
 
 def test_new_items_are_learned(base: Path, tmp_path: Path) -> None:
@@ -173,14 +178,14 @@ def test_a_refused_update_is_kept_and_passed_over(base: Path, tmp_path: Path, ca
 
 
 def test_a_jump_of_the_loss_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guards, "LEAST_POSITIVES", 32)
+    monkeypatch.setitem(guards.LEAST, "retrieval", 16)
     world = world_of(base, tmp_path)
     online = world.trainer()
     for _ in range(12):
         online.step()
         assert online.publish()
     online.step()
-    online._window.losses = [(online.guard.reference.mean * 2, 64)]
+    online._window.losses = {"retrieval": [(online.guard.watches["retrieval"].reference.mean * 2, 64)]}
     assert not online.publish()
     assert online.status.last_refusal.startswith("loss")
 

@@ -193,10 +193,10 @@ def test_groups_and_concat_are_inverse() -> None:
     halves = Examples.concat([examples.groups(np.arange(3)), examples.groups(np.arange(3, 7))])
     for name in Examples.__slots__:
         np.testing.assert_array_equal(getattr(halves, name), getattr(examples, name))
-    tensors = ranking._Slates.of(examples)
+    tensors = ranking.Slates.of(examples)
     order = np.array([4, 0, 4])
-    want, got = ranking._Slates.of(examples.groups(order)), tensors.groups(torch.from_numpy(order))
-    for name in ranking._Slates.__slots__:
+    want, got = ranking.Slates.of(examples.groups(order)), tensors.groups(torch.from_numpy(order))
+    for name in ranking.Slates.__slots__:
         assert torch.equal(getattr(want, name), getattr(got, name)), name
     assert examples.segment().tolist() == np.repeat(np.arange(7), np.diff(examples.offsets)).tolist()
 

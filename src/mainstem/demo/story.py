@@ -34,6 +34,8 @@ __all__ = ["Demo"]
 BATCH = 20_000
 # Every so many baskets the model as it was before the replay is asked too.
 COMPARED = 4
+# Share of slates whose candidates go on record for the ranking network: a replay has few slates, so many of them.
+POOLS = 0.2
 # Baskets between looks at whether the trainer still runs.
 CHECK_EVERY = 50
 PROTOCOL = (
@@ -100,7 +102,7 @@ class Demo:
         return self.folder / "mainstem.yaml"
 
     def _configure(self) -> Config:
-        settings = {**self.dataset.config, "data": "data", "serve": {"lines": [FROZEN]}}
+        settings = {**self.dataset.config, "data": "data", "serve": {"lines": [FROZEN], "pool_sample": POOLS}}
         if self.quick:
             settings["train"] = {**dict(settings.get("train", {})), "ranking_slates": 1_000}  # type: ignore[call-overload]
         text = yaml.safe_dump(settings, sort_keys=False)

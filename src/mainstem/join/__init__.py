@@ -4,9 +4,11 @@ sessions.py     requests that nobody recorded, made from the sessions of events 
 replay.py       goes through the log once more, in order, on private state: features as of each request
 attribution.py  slates on record and what followed: windows, late events, what was seen
 recorded.py     attribution over a whole log
+pools.py        recorded candidate pools and what their users took, told as it becomes known
 """
 
 from mainstem.join.attribution import Attribution, JoinCounts
+from mainstem.join.pools import PoolJoin
 from mainstem.join.recorded import joined_examples
 from mainstem.join.replay import Replay, StoredRequest
 from mainstem.join.sessions import Visit, visits
@@ -16,6 +18,7 @@ __all__ = [
     "Attribution",
     "Examples",
     "JoinCounts",
+    "PoolJoin",
     "Replay",
     "StoredRequest",
     "Visit",

@@ -134,6 +134,8 @@ class Attribution:
         if self._clock is not None and due <= self._clock:
             self.counts.too_late += 1
             return
+        if served.pool is not None:
+            served = msgspec.structs.replace(served, pool=None)  # not needed here, and large
         if len(served.features) != 4 * len(slate.items) * len(served.feature_names):
             served = msgspec.structs.replace(served, features=b"")  # it still takes its answers from older slates
         self.counts.slates += 1

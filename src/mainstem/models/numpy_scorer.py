@@ -36,6 +36,7 @@ class NumpyScorer:
             for layer in ranker.cross
             if isinstance(layer, LowRankCross)
         ]
+        self._slope, self._shift = _array(ranker.slope), _array(ranker.shift)
         linears = [layer for layer in ranker.deep if isinstance(layer, nn.Linear)]
         self._deep = [(_array(layer.weight.T), _array(layer.bias)) for layer in linears]
         self._wide, self._bias = _array(ranker.wide.weight.T), _array(ranker.wide.bias)
@@ -50,8 +51,11 @@ class NumpyScorer:
         logits = self.logits(x, dot, embeddings)
         if self._value.any():
             sizes = np.expm1(np.clip(logits, 0.0, VALUE_CAP))
-            return np.where(self._value, sizes, _sigmoid(logits)).astype(np.float32)
-        return _sigmoid(logits)
+            return np.where(self._value, sizes, self._chance(logits)).astype(np.float32)
+        return self._chance(logits)
+
+    def _chance(self, logits: Floats) -> Floats:
+        return _sigmoid(logits * self._slope + self._shift)
 
     def logits(self, x: Floats, dot: Floats | None = None, embeddings: Floats | None = None) -> Floats:
         """`Ranker.forward`: [n, heads]."""

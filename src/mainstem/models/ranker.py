@@ -64,11 +64,15 @@ class LowRankCross(nn.Module):
 class Ranker(nn.Module):
     """One network, one output per head. `fit_normaliser` must see data before training.
 
-    The normaliser's mean and standard deviation are buffers: they travel in `state_dict` with the weights.
+    The normaliser's mean and standard deviation are buffers: they travel in `state_dict` with the weights. So do
+    `slope` and `shift` [heads], which calibrate: the probability of a binary head is sigmoid(slope * logit + shift)
+    (Platt 1999).
     """
 
     mean: Tensor
     scale: Tensor
+    slope: Tensor
+    shift: Tensor
     value_heads: Tensor
 
     def __init__(self, config: RankerConfig) -> None:
@@ -77,6 +81,8 @@ class Ranker(nn.Module):
         width, numeric = config.width, config.features + int(config.dot)
         self.register_buffer("mean", torch.zeros(numeric))
         self.register_buffer("scale", torch.ones(numeric))
+        self.register_buffer("slope", torch.ones(len(config.heads)))
+        self.register_buffer("shift", torch.zeros(len(config.heads)))
         kinds = torch.tensor([head.kind == "value" for head in config.heads])
         self.register_buffer("value_heads", kinds, persistent=False)
         self.cross = nn.ModuleList(LowRankCross(width, config.rank) for _ in range(config.cross_layers))
@@ -105,7 +111,7 @@ class Ranker(nn.Module):
         self.scale.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
     def forward(self, x: Tensor, dot: Tensor | None = None, embeddings: Tensor | None = None) -> Tensor:
-        """Logits [n, heads] (value heads: predicted log1p(value)).
+        """Logits [n, heads], not calibrated (value heads: predicted log1p(value)).
 
         x float32 [n, features], raw; dot float32 [n]: retrieval dot products, where the config has them;
         embeddings float32 [n, config.embeddings], likewise.
@@ -123,7 +129,8 @@ class Ranker(nn.Module):
     def scores(self, x: Tensor, dot: Tensor | None = None, embeddings: Tensor | None = None) -> Tensor:
         """[n, heads]: probabilities of binary heads, sizes (>= 0, in the event's own unit) of value heads."""
         logits = self(x, dot, embeddings)
-        return torch.where(self.value_heads, logits.clamp(0.0, VALUE_CAP).expm1(), logits.sigmoid())
+        chance = (logits * self.slope + self.shift).sigmoid()
+        return torch.where(self.value_heads, logits.clamp(0.0, VALUE_CAP).expm1(), chance)
 
     def _paths(self, x0: Tensor) -> list[Tensor]:
         paths: list[Tensor] = []

@@ -35,11 +35,13 @@ _NEAR_QUERY = ("content",)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A slate and the feature values of what it shows: [len(slate.items), len(inputs)], for the record."""
+    """A slate, for the record with the network's inputs: `values` [len(slate.items), len(inputs)] of what it shows, and
+    `pool` of all that it was chosen from: keys [n], inputs [n, len(inputs)]; None where no network was asked."""
 
     slate: Slate
     inputs: tuple[str, ...]
     values: Floats
+    pool: tuple[Keys, Floats] | None = None
 
 
 @dataclass(slots=True)
@@ -215,7 +217,8 @@ class Pipeline:
         items, shown = self._items(found, chosen, score, scores, explain)
         trail.lap("order")
         slate = self._slate(question, view, items, scores.model, trail, found)
-        return Answer(slate, scores.inputs, scores.values[shown])
+        pool = (found.keys, scores.values) if scores.inputs else None
+        return Answer(slate, scores.inputs, scores.values[shown], pool)
 
     def _items(
         self, found: Candidates, chosen: NDArray[np.int64], score: Floats, scores: _Scores, explain: bool = False

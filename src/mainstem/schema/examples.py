@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mainstem.schema.batch import EventBatch
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Floats
+from mainstem.schema.records import Erase, Served
 
-__all__ = ["Examples"]
+__all__ = ["Examples", "Labelling", "Revision"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +91,43 @@ class Examples:
     def segment(self) -> NDArray[np.int64]:
         """Group of each row: int64 [n]."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """Examples whose labels became known, or changed: `examples.labels` is what is known now, `before` float32 [n, h]
+    what was learned from already (0 and NaN where nothing was).
+
+    A loss that takes back `before` and adds `labels` comes, over all revisions of a slate, to that of its last labels.
+    """
+
+    examples: Examples
+    before: Floats
+
+    @classmethod
+    def concat(cls, parts: Sequence[Revision]) -> Revision:
+        """One after the other. Raises ValueError where there is none."""
+        if not parts:
+            raise ValueError("there are no revisions")
+        return cls(Examples.concat([part.examples for part in parts]), np.concatenate([part.before for part in parts]))
+
+
+class Labelling(Protocol):
+    """What tells training, while the log goes on, which labels became known."""
+
+    def take(self, served: Sequence[Served], events: EventBatch) -> tuple[list[Revision], list[Examples]]:
+        """Slates on record and events that follow the last ones: revisions of one slate each, and the examples whose
+        labels are all known now."""
+        ...
+
+    def erase(self, erase: Erase) -> None:
+        """Forget a user or an entity (law 10)."""
+        ...
+
+    def state(self) -> bytes:
+        """Everything that is held, for `load`."""
+        ...
+
+    def load(self, state: bytes) -> None:
+        """Go on where `state` was taken; no bytes are the state of the beginning."""
+        ...

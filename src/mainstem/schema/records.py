@@ -23,6 +23,7 @@ __all__ = [
     "Erase",
     "Event",
     "LogRecord",
+    "Pool",
     "Served",
     "Show",
     "Slate",
@@ -170,7 +171,7 @@ class Show(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class SlateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A question. `after` is a Position's text: the slate must reflect the log up to there (law 3). `model_line`: which
-    of the model lines that the server holds answers."""
+    of the model lines that the server holds answers. `pool`: put all candidates on record, whatever the share."""
 
     context: Context = msgspec.field(default_factory=Context)
     show: Show = msgspec.field(default_factory=Show)
@@ -179,6 +180,7 @@ class SlateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     after: str | None = None
     shown: bool | None = None
     explain: bool = False
+    pool: bool = False
     model_line: str = "main"
     tenant: str = DEFAULT_TENANT
 
@@ -222,11 +224,22 @@ class Slate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     arms: dict[str, str] = {}
 
 
+class Pool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """All candidates of a slate with the network's inputs, returned or not; see `pools.py` for its making.
+
+    keys: uint64 [n], little-endian bytes; inputs: float32 [f, n], little-endian, one input after the other, in zlib.
+    """
+
+    keys: bytes
+    inputs: bytes
+
+
 class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="r", tag="served"):
     """A slate put on record, with the feature values of what it returned (float32, row-major bytes).
 
     `shown`: True, False (replay, shadow: never a negative) or None (unknown: the client says what was
-    seen by events of kind `impression`). `features` is [len(slate.items), len(feature_names)].
+    seen by events of kind `impression`). `features` is [len(slate.items), len(feature_names)]. `pool`, of a sampled
+    share of slates: what the items were chosen from.
     """
 
     record_id: str
@@ -237,6 +250,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
     shown: bool | None = None
     feature_names: list[str] = []
     features: bytes = b""
+    pool: Pool | None = None
     received_at: int = 0
     tenant: str = DEFAULT_TENANT
     v: int = 1

@@ -274,6 +274,7 @@ def to_request(slate: wire.SlateIn, config: Config, now: int) -> SlateRequest:
         after=slate.after,
         shown=slate.shown,
         explain=slate.explain,
+        pool=slate.pool,
         model_line=slate.model_line,
         tenant=config.tenant,
     )

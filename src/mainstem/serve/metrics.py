@@ -22,6 +22,7 @@ FIGURES = {
     "trainer_lag_records": "Records of the log that the trainer has not come to.",
     "trainer_records": "Records that the trainer has read since its start.",
     "trainer_positives": "Events that it has learned from.",
+    "trainer_slates": "Slates on record of which it has learned a label; one counts each time that it gets more.",
     "trainer_only_noted_records": "Records noted but not learned from, as the trainer was more than max_lag behind.",
     "trainer_passed_over_records": "Records of refused updates.",
     "trainer_published": "Deltas published.",

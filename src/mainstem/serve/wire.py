@@ -131,7 +131,8 @@ class ShowIn(_In, frozen=True, kw_only=True):
 
 
 class SlateIn(_In, frozen=True, kw_only=True):
-    """A question. `after`: a position that was returned before; the slate reflects the log up to there."""
+    """A question. `after`: a position that was returned before; the slate reflects the log up to there. `pool`: put
+    all candidates on record."""
 
     context: ContextIn = ContextIn()
     show: ShowIn = ShowIn()
@@ -140,6 +141,7 @@ class SlateIn(_In, frozen=True, kw_only=True):
     after: str | None = None
     shown: bool | None = None
     explain: bool = False
+    pool: bool = False
     model_line: Named = "main"
 
 

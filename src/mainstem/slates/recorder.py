@@ -11,9 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
 from mainstem.schema.errors import InvalidRecord
+from mainstem.schema.ids import Keys
+from mainstem.schema.pools import pack_pool
 from mainstem.schema.protocols import Floats
 from mainstem.schema.records import LogRecord, Served, Slate, SlateRequest
 
@@ -27,13 +30,19 @@ BATCH = 1_000
 PATIENCE = 0.05
 # Slates that may wait; beyond it new ones are dropped and counted.
 WAITING = 100_000
+# Slates that wait beyond which no pools are taken along: they are a hundred times larger.
+WAITING_FOR_POOLS = 500
+
+# A slate, whether it goes on record, and its candidates where they do.
+_Taken = tuple[Served, bool, tuple[Keys, Floats] | None]
 
 
 class Recorder:
     """`append(records)` writes to the log; `keep(served)` to the kept slates.
 
-    Of all slates the share `sample` in [0, 1] goes on record, evenly spaced; every good one is kept: one with
-    items, of which nothing but freshness is degraded. Safe to call from several threads.
+    Of all slates the share `sample` in [0, 1] goes on record, evenly spaced, and the share `pools` with all its
+    candidates; every good one is kept: one with items, of which nothing but freshness is degraded. Safe to call from
+    several threads.
     """
 
     def __init__(
@@ -41,23 +50,29 @@ class Recorder:
         append: Callable[[Sequence[LogRecord]], object],
         keep: Callable[[Served], None],
         sample: float = 1.0,
+        pools: float = 0.0,
     ) -> None:
-        if not 0 <= sample <= 1:
-            raise ValueError(f"sample must lie in [0, 1], not {sample}")
-        self.append, self.keep, self.sample = append, keep, sample
+        for name, share in (("sample", sample), ("pools", pools)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {share}")
+        self.append, self.keep, self.sample, self.pools = append, keep, sample, pools
         self.failures = 0
         """Slates that should be on record and are not."""
         self.unkept = 0
         """Good slates that could not be kept."""
-        self._queue: queue.SimpleQueue[tuple[Served, bool] | None] = queue.SimpleQueue()
-        self._count = 0
+        self._queue: queue.SimpleQueue[_Taken | None] = queue.SimpleQueue()
+        self._count = self._pooled = 0
         self._closed = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
-    def record(self, request: SlateRequest, slate: Slate, inputs: Sequence[str], values: Floats) -> None:
-        """Take a slate with the network's inputs for its items: values [len(slate.items), len(inputs)]."""
+    def record(
+        self, request: SlateRequest, slate: Slate, inputs: Sequence[str], values: Floats,
+        pool: tuple[Keys, Floats] | None = None,
+    ) -> None:  # fmt: skip
+        """Take a slate with the network's inputs for its items: values [len(slate.items), len(inputs)]; and for all of
+        its candidates: keys [n] and their inputs [n, len(inputs)]."""
         served = Served(
             record_id=slate.request_id,
             time=slate.time,
@@ -71,12 +86,16 @@ class Recorder:
         )
         with self._lock:
             self._count += 1
-            # Whole numbers passed by count * sample: every 1/sample-th slate, without drift.
-            on_record = int(self._count * self.sample) > int((self._count - 1) * self.sample)
+            on_record = _is_due(self._count, self.sample)
+            if pool is not None:
+                self._pooled += 1
+                wanted = request.pool or _is_due(self._pooled, self.pools)
+                pool = pool if wanted and self._queue.qsize() < WAITING_FOR_POOLS else None
+                on_record |= pool is not None
             if self._closed or self._queue.qsize() >= WAITING:
                 self.failures += on_record
                 return
-            self._queue.put((served, on_record))
+            self._queue.put((served, on_record, pool))
 
     def close(self) -> None:
         """Write what waits, then stop. What is recorded afterwards is counted in `failures`."""
@@ -102,8 +121,8 @@ class Recorder:
                     going = False
                 else:
                     batch.append(waiting)
-            self._write([served for served, on_record in batch if on_record])
-            self._keep([served for served, _ in batch])
+            self._write([_with_pool(served, pool) for served, on_record, pool in batch if on_record])
+            self._keep([served for served, _, _ in batch])
 
     def _write(self, batch: Sequence[Served]) -> None:
         """Append all; where the log refuses one of them, one by one, so that only that one is lost."""
@@ -131,3 +150,13 @@ class Recorder:
             except Exception:  # noqa: BLE001 - as above
                 self.unkept += 1
                 _log.exception("slate %s was not kept", served.record_id)
+
+
+def _is_due(count: int, share: float) -> bool:
+    """Whole numbers passed by count * share: every 1/share-th, without drift."""
+    return int(count * share) > int((count - 1) * share)
+
+
+def _with_pool(served: Served, pool: tuple[Keys, Floats] | None) -> Served:
+    # here, not where the slate is answered: packing takes a few ms
+    return served if pool is None else msgspec.structs.replace(served, pool=pack_pool(*pool))

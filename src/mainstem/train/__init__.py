@@ -7,6 +7,7 @@ histories.py     the same, online
 population.py    how often entities are taken: Q of the logQ correction, and even draws
 retrieval.py     a step of the towers (sampled softmax, logQ), and epochs of them
 ranking.py       trains the ranking network on replayed or joined examples (listwise softmax, calibrated)
+ranking_online.py  a step of it on slates whose labels became known, and the level of binary heads
 trainer.py       the run over a whole log: time split, checkpoints, early stopping, the published snapshot
 online.py        learns from log records in order, one micro-batch at a time
 stream.py        the trainer beside the server: tails the log, publishes deltas, recovers
@@ -15,9 +16,10 @@ published.py     a learner's whole state as a snapshot, and back
 threads.py       how many threads torch uses in a stage
 """
 
-from mainstem.train.networks import new_towers, restore
+from mainstem.train.networks import new_ranker, new_towers, restore
 from mainstem.train.online import OnlineLearner
 from mainstem.train.ranking import RankingFit, fit_ranker
+from mainstem.train.ranking_online import RankingLearner
 from mainstem.train.retrieval import RetrievalTrainer
 from mainstem.train.stream import OnlineTrainer
 from mainstem.train.towers import Towers
@@ -27,11 +29,13 @@ __all__ = [
     "OnlineLearner",
     "OnlineTrainer",
     "RankingFit",
+    "RankingLearner",
     "RetrievalTrainer",
     "Towers",
     "Trainer",
     "TrainingReport",
     "fit_ranker",
+    "new_ranker",
     "new_towers",
     "restore",
 ]

@@ -8,7 +8,7 @@ canary      the slates of some fixed users did not turn over at once
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,14 @@ from mainstem.schema.config import OnlineConfig
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Floats
 
-__all__ = ["Guard", "Reference"]
+__all__ = ["Guard", "Losses", "Reference"]
 
-# Positives that an update must hold before its mean loss says anything, and updates before there is a reference.
-LEAST_POSITIVES, LEAST_UPDATES = 256, 8
+Losses = Mapping[str, Sequence[tuple[float, int]]]
+"""By name of what is learned: (mean loss, of how many) of each step."""
+
+# Of how many (positives, slates) a mean loss must be before it says anything, and updates before there is a reference.
+LEAST = {"retrieval": 256, "ranking": 64}
+LEAST_UPDATES = 8
 # Weight of a new update in the reference.
 RATE = 0.05
 # Standard errors by which a jump must also stand out: small updates are noisy.
@@ -52,55 +56,73 @@ class Reference:
 
 
 @dataclass(slots=True)
-class Guard:
-    """Judges updates in order; its memory is what was published.
+class Watch:
+    """One loss; `pending` collects (loss, of how many) until they are enough to judge."""
 
-    `pending` collects (loss, positives) until they are enough to judge.
-    """
-
-    config: OnlineConfig
+    least: int
     reference: Reference = field(default_factory=Reference)
-    slates: NDArray[np.uint64] | None = None
     pending: list[tuple[float, int]] = field(default_factory=list)
 
-    def judge(self, arrays: Iterable[Floats], losses: list[tuple[float, int]], slates: Keys | None) -> str | None:
+    def with_these(self, losses: Sequence[tuple[float, int]]) -> tuple[list[tuple[float, int]], float, bool]:
+        """(pending, their mean, whether they are enough)."""
+        pending = self.pending + [(loss, n) for loss, n in losses if n]
+        count = sum(n for _, n in pending)
+        return pending, sum(loss * n for loss, n in pending) / max(count, 1), count >= self.least
+
+    def accept(self, losses: Sequence[tuple[float, int]]) -> None:
+        pending, mean, enough = self.with_these(losses)
+        if enough:
+            self.reference.add(mean)
+        self.pending = [] if enough else pending
+
+
+@dataclass(slots=True)
+class Guard:
+    """Judges updates in order; its memory is what was published."""
+
+    config: OnlineConfig
+    watches: dict[str, Watch] = field(default_factory=lambda: {name: Watch(least) for name, least in LEAST.items()})
+    slates: NDArray[np.uint64] | None = None
+
+    def judge(self, arrays: Iterable[Floats], losses: Losses, slates: Keys | None) -> str | None:
         """Why this update must not be published, or None, and then it is the new reference.
 
-        arrays: everything that it would publish; losses: (mean loss, positives) of its steps; slates uint64 [c, k]:
-        what the canaries would be shown, None where there are none yet.
+        arrays: everything that it would publish; losses: of its steps; slates uint64 [c, k]: what the canaries would
+        be shown, None where there are none yet.
         """
         if not all(bool(np.isfinite(array).all()) for array in arrays):
             return "finite: it holds values that are not finite"
-        if any(not math.isfinite(loss) for loss, positives in losses if positives):
-            return "finite: its loss is not finite"
-        pending = self.pending + [(loss, n) for loss, n in losses if n]
-        positives = sum(n for _, n in pending)
-        mean = sum(loss * n for loss, n in pending) / max(positives, 1)
-        enough = positives >= LEAST_POSITIVES
-        if enough and self.reference.jumped(mean, self.config.loss_jump):
-            return f"loss: {mean:.4g} where {self.reference.mean:.4g} was usual"
+        for name, steps in losses.items():
+            if any(not math.isfinite(loss) for loss, n in steps if n):
+                return f"finite: its {name} loss is not finite"
+            watch = self.watches[name]
+            _, mean, enough = watch.with_these(steps)
+            if enough and watch.reference.jumped(mean, self.config.loss_jump):
+                return f"loss: {mean:.4g} in {name} where {watch.reference.mean:.4g} was usual"
         if slates is not None and self.slates is not None:
             kept = overlap(self.slates, slates)
             if kept < self.config.canary_overlap:
                 return f"canary: only {kept:.0%} of the canary slates' items are still in them"
-        if enough:
-            self.reference.add(mean)
-        self.pending = [] if enough else pending
+        for name, steps in losses.items():
+            self.watches[name].accept(steps)
         self.slates = slates if slates is not None else self.slates
         return None
 
     def state(self) -> dict[str, Any]:
-        reference = self.reference
         return {
-            "reference": [reference.mean, reference.variance, reference.updates],
-            "pending": [list(one) for one in self.pending],
+            name: {
+                "reference": [watch.reference.mean, watch.reference.variance, watch.reference.updates],
+                "pending": [list(one) for one in watch.pending],
+            }
+            for name, watch in self.watches.items()
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        mean, variance, updates = state["reference"]
-        self.reference = Reference(float(mean), float(variance), int(updates))
         self.slates = None  # other canaries will be chosen
-        self.pending = [(float(loss), int(n)) for loss, n in state["pending"]]
+        for name, watch in self.watches.items():
+            mean, variance, updates = state[name]["reference"]
+            watch.reference = Reference(float(mean), float(variance), int(updates))
+            watch.pending = [(float(loss), int(n)) for loss, n in state[name]["pending"]]
 
 
 def overlap(before: Keys, after: Keys) -> float:

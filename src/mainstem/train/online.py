@@ -1,35 +1,43 @@
-"""Learns retrieval from the stream: log records in log order, one micro-batch at a time.
+"""Learns from the stream: log records in log order, one micro-batch at a time.
 
-Everything that decides what is learned is in here and in `state`: weights, optimizers, histories, counts, random
-states. So the same records cut at the same places give the same learner, also when it was stopped in between.
+Everything that decides what is learned is in here and in `state`: weights, optimizers, histories, counts, pools that
+wait for labels, random states. So the same records cut at the same places give the same learner, also when it was
+stopped in between.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mainstem.catalog import EventEntities, MemoryCatalog
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config
 from mainstem.schema.errors import StoreError
+from mainstem.schema.examples import Labelling
 from mainstem.schema.expiry import ExpiryClock
 from mainstem.schema.ids import Keys, key64
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Log, LogBatch
-from mainstem.schema.records import Erase, Event
+from mainstem.schema.records import Erase, Event, Served
 from mainstem.schema.time import parse_duration
 from mainstem.train.histories import Histories
 from mainstem.train.interactions import Interactions, of_interest
 from mainstem.train.population import Population
+from mainstem.train.ranking_online import RankingLearner
 from mainstem.train.retrieval import RetrievalLearner
 from mainstem.train.towers import Towers
 from mainstem.weights.checkpoints import random_states, restore_random
 
-__all__ = ["Carried", "OnlineLearner", "Step"]
+__all__ = ["RANKING", "RETRIEVAL", "Carried", "OnlineLearner", "Step"]
+
+# What is learned, by the names under which its losses are watched.
+RETRIEVAL, RANKING = "retrieval", "ranking"
 
 # Positives after which one counts half in Q.
 HALF_LIFE = 1_000_000
@@ -43,33 +51,41 @@ SWEEP = 2_048
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """What a snapshot holds that the stream does not change: the ranking network, and what serving needs to know."""
+    """What a snapshot holds that the stream does not change."""
 
-    tensors: dict[str, NDArray[Any]]
     extras: dict[str, Any]
     metrics: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one micro-batch was. loss: the mean loss of its positives before they were learned, NaN without any."""
+    """What one micro-batch was. losses: the mean loss before it was learned, and of how many: of positives in
+    retrieval, of slates in ranking; NaN of none."""
 
     records: int
-    positives: int
-    loss: float
+    losses: dict[str, tuple[float, int]]
+
+    @property
+    def positives(self) -> int:
+        return self.losses[RETRIEVAL][1]
 
 
 class OnlineLearner:
-    """`towers` with everything that learning them from the stream needs. Not safe for several threads."""
+    """`towers` and a ranking network with everything that learning them from the stream needs. `labelling` tells which
+    labels of slates on record became known; without it the ranking network stays. Not safe for several threads."""
 
-    def __init__(self, config: Config, towers: Towers, catalog: MemoryCatalog) -> None:
+    def __init__(
+        self, config: Config, towers: Towers, ranking: RankingLearner, catalog: MemoryCatalog,
+        labelling: Labelling | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.towers, self.catalog = config, towers, catalog
+        self.ranking, self.labelling = ranking, labelling
         self.retrieval = RetrievalLearner(towers, config.model, config.train)
         self.population = Population(HALF_LIFE)
         self.histories = Histories()
         self.rng = np.random.default_rng(config.train.seed)
         self.clock = ExpiryClock()
-        self.carried = Carried({}, {}, {})
+        self.carried = Carried({}, {})
         """What its snapshot holds besides."""
         self._latest = Interactions.none()
         self._interest = config.interest()
@@ -80,19 +96,34 @@ class OnlineLearner:
         return self._take(batch, learn=True)
 
     def fold(self, batch: LogBatch) -> Step:
-        """Only note them: in catalogue, histories and counts."""
+        """Only note them: in catalogue, histories, counts and labels."""
         return self._take(batch, learn=False)
 
     def _take(self, batch: LogBatch, *, learn: bool) -> Step:
         self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
-        positives, loss = self.take(self._events(batch), learn=learn)
-        return Step(len(batch), positives, loss)
+        served = [record for record in batch.records if isinstance(record, Served)]
+        return Step(len(batch), self.take(self._events(batch), served, learn=learn))
 
-    def take(self, events: EventBatch, *, learn: bool = True) -> tuple[int, float]:
-        """One micro-batch in columns: how many positives it had, and their mean loss before they were learned."""
+    def take(
+        self, events: EventBatch, served: Sequence[Served] = (), *, learn: bool = True
+    ) -> dict[str, tuple[float, int]]:
+        """One micro-batch, its events in columns: its losses (see `Step`)."""
+        return {RANKING: self._rank(events, served, learn), RETRIEVAL: self._retrieve(events, learn)}
+
+    def _rank(self, events: EventBatch, served: Sequence[Served], learn: bool) -> tuple[float, int]:
+        if self.labelling is None:
+            return float("nan"), 0
+        revisions, closed = self.labelling.take(served, events)
+        if not learn:
+            return float("nan"), 0
+        loss = self.ranking.step(revisions)
+        self.ranking.level(closed)
+        return loss, len(revisions)
+
+    def _retrieve(self, events: EventBatch, learn: bool) -> tuple[float, int]:
         found, weight = of_interest(events, self._interest)
         if not len(found):
-            return 0, float("nan")
+            return float("nan"), 0
         self.clock.add(found.time)
         self.population.add(found.entity)
         loss = float("nan")
@@ -102,7 +133,7 @@ class OnlineLearner:
         else:
             self.histories.fold(found, weight)
         self._sweep()
-        return len(found), loss
+        return loss, len(found)
 
     def prime(self, events: EventBatch) -> None:
         """Note a whole past, in order of time, that other means have learned from."""
@@ -148,6 +179,8 @@ class OnlineLearner:
         key = np.uint64(key64(family, str(name), erase.tenant))
         keys: Keys = np.array([key], np.uint64)
         self.towers.table.delete(keys)
+        if self.labelling is not None:
+            self.labelling.erase(erase)
         if family == "user":
             self.histories.forget(keys)
         return key
@@ -159,6 +192,15 @@ class OnlineLearner:
             self.histories.expire(day - parse_duration(self.config.features.expire))
             self.clock.swept(day)
 
+    def dense(self) -> dict[str, NDArray[Any]]:
+        """A copy of the networks' weights, by the names that serving knows them by."""
+        networks: dict[str, torch.nn.Module] = {"towers": self.towers.module, "ranker": self.ranking.ranker}
+        return {
+            f"{prefix}.{name}": tensor.numpy().copy()
+            for prefix, network in networks.items()
+            for name, tensor in network.state_dict().items()
+        }
+
     # ---- checkpoints -------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -166,6 +208,8 @@ class OnlineLearner:
         return {
             "module": self.towers.module.state_dict(),
             "adam": self.retrieval.adam.state_dict(),
+            "ranking": self.ranking.state(),
+            "labels": np.frombuffer(b"" if self.labelling is None else self.labelling.state(), np.uint8).copy(),
             "population": self.population.state(),
             "histories": self.histories.state(),
             "random": random_states(self.rng),
@@ -176,6 +220,9 @@ class OnlineLearner:
         """Take up what `state` gave; the table is loaded by itself."""
         self.towers.module.load_state_dict(state["module"])
         self.retrieval.adam.load_state_dict(state["adam"])
+        self.ranking.load(state["ranking"])
+        if self.labelling is not None:
+            self.labelling.load(state["labels"].tobytes())
         self.population.load(state["population"])
         self.histories.load(state["histories"])
         restore_random(state["random"], self.rng)

@@ -36,9 +36,7 @@ class State:
 def state_of(learner: OnlineLearner, guard: Guard) -> State:
     """A copy of the learner's state as of now."""
     arrays, tree = flatten({"learner": learner.state(), "guard": guard.state()})
-    module = learner.towers.module.state_dict()
-    dense = {f"towers.{name}": tensor.numpy().copy() for name, tensor in module.items()}
-    return State(dense, learner.towers.table.state(), arrays, tree)
+    return State(learner.dense(), learner.towers.table.state(), arrays, tree)
 
 
 def adopt(snapshot: Snapshot, learner: OnlineLearner, guard: Guard, log: Log) -> tuple[OnlineLearner, Guard]:
@@ -51,10 +49,9 @@ def adopt(snapshot: Snapshot, learner: OnlineLearner, guard: Guard, log: Log) ->
     learner.towers.table.load(snapshot.tables[TABLE])
     learner.load(state["learner"])
     guard.load(state["guard"])
-    kept = {name: array for name, array in snapshot.tensors.items() if not name.startswith("towers.")}
     extras = {name: value for name, value in snapshot.manifest.extras.items() if name not in ("state", "rolled_back")}
     metrics = {name: value for name, value in snapshot.manifest.metrics.items() if value is not None}
-    learner.carried = Carried(kept, extras, metrics)
+    learner.carried = Carried(extras, metrics)
     return learner, guard
 
 
@@ -78,20 +75,18 @@ class SnapshotWriter:
             extras={**carried.extras, **extras, "state": state.tree}, base=base, sequence=sequence,
         )  # fmt: skip
         if wait:
-            self._save(state, meta, carried)
+            self._save(state, meta)
             return
-        self._thread = threading.Thread(target=self._run, args=(state, meta, carried), name="snapshot", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(state, meta), name="snapshot", daemon=True)
         self._thread.start()
 
-    def _save(self, state: State, meta: SnapshotMeta, carried: Carried) -> None:
-        self.store.save(
-            self.line, {**carried.tensors, **state.dense}, {TABLE: state.table}, meta, state.training, expect=meta.base
-        )
+    def _save(self, state: State, meta: SnapshotMeta) -> None:
+        self.store.save(self.line, state.dense, {TABLE: state.table}, meta, state.training, expect=meta.base)
         self.store.keep(self.line, self.keep)
 
-    def _run(self, state: State, meta: SnapshotMeta, carried: Carried) -> None:
+    def _run(self, state: State, meta: SnapshotMeta) -> None:
         try:
-            self._save(state, meta, carried)
+            self._save(state, meta)
             self.failure = None
         except Exception as error:  # noqa: BLE001 - learning goes on; the failure is shown and the next one tries again
             self.failure = error

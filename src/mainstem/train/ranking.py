@@ -1,8 +1,8 @@
 """Trains the ranking network on examples: listwise softmax on binary heads, Huber on value heads; then calibrates.
 
 The listwise loss leaves a slate's level free, so binary heads are calibrated afterwards on the validation
-examples: Platt scaling (Platt 1999) of the logit, each drawn negative standing for all that it was drawn from,
-folded into the last layer. It changes no order.
+examples: Platt scaling (Platt 1999) of the logit, each drawn negative standing for all that it was drawn from. It
+changes no order. `ranking_online.py` makes the steps that follow, on the stream.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mainstem.schema.config import HeadConfig, TrainConfig
 from mainstem.schema.examples import Examples
 from mainstem.train.threads import torch_threads
 
-__all__ = ["RankingFit", "calibrate", "fit_ranker", "ranking_loss"]
+__all__ = ["RankingFit", "Slates", "calibrate", "fit_ranker", "loss_of", "ranking_loss"]
 
 # Weight of the second softmax, among what is new to the user alone: slates with `new_only` are one use of the
 # same scores, and there the first softmax, won by what is bought again and again, teaches little.
@@ -48,7 +48,7 @@ class RankingFit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Slates:
+class Slates:
     """Examples as tensors, made once.
 
     inputs [n, f], labels [n, h], log_rate [n], fresh [n], weight [n], offsets [g + 1]
@@ -65,7 +65,7 @@ class _Slates:
     offsets: Tensor
 
     @classmethod
-    def of(cls, examples: Examples) -> _Slates:
+    def of(cls, examples: Examples) -> Slates:
         labels = torch.from_numpy(examples.labels)
         certain = (torch.nan_to_num(labels) != 0).any(dim=1)
         return cls(
@@ -80,36 +80,44 @@ class _Slates:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def groups(self, which: Tensor) -> _Slates:
+    def groups(self, which: Tensor) -> Slates:
         """The groups at these places, in this order."""
         sizes = self.offsets.diff()[which]
         offsets = torch.cat((sizes.new_zeros(1), sizes.cumsum(0)))
         rows = torch.arange(int(offsets[-1])) + torch.repeat_interleave(self.offsets[which] - offsets[:-1], sizes)
         columns = (self.inputs, self.labels, self.log_rate, self.fresh, self.weight)
         inputs, labels, log_rate, fresh, weight = (column.index_select(0, rows) for column in columns)
-        return _Slates(inputs, labels, log_rate, fresh, weight, offsets)
+        return Slates(inputs, labels, log_rate, fresh, weight, offsets)
 
 
 def ranking_loss(ranker: Ranker, examples: Examples, heads: Sequence[HeadConfig]) -> Tensor:
     """Sum over heads of their weighted loss on these examples. Labels that are NaN do not count."""
-    return _loss(ranker, _Slates.of(examples), heads)
+    return _loss(ranker, Slates.of(examples), heads)
 
 
-def _loss(ranker: Ranker, slates: _Slates, heads: Sequence[HeadConfig]) -> Tensor:
-    logits = ranker(slates.inputs)
+def _loss(ranker: Ranker, slates: Slates, heads: Sequence[HeadConfig]) -> Tensor:
+    return loss_of(ranker(slates.inputs), slates, slates.labels, heads)
+
+
+def loss_of(
+    logits: Tensor, slates: Slates, labels: Tensor, heads: Sequence[HeadConfig], *, mean: bool = True
+) -> Tensor:
+    """Weighted sum of the heads' losses of logits [n, h] against labels [n, h]; each head's is the mean over slates
+    (value heads: rows) with a label, or with mean=False the sum over them, which is then additive in slates."""
     total = torch.zeros(())
     for column, head in enumerate(heads):
-        known = slates.labels[:, column].isfinite()
-        target = torch.nan_to_num(slates.labels[:, column])
+        known = labels[:, column].isfinite()
+        target = torch.nan_to_num(labels[:, column])
         if head.type == "binary":
-            loss = _listwise(logits[:, column], target, known, slates)
+            loss = _listwise(logits[:, column], target, known, slates, mean)
         else:
-            loss = value(logits[:, column], target, slates.weight * known)
+            counted = slates.weight * known
+            loss = value(logits[:, column], target, counted) * (1.0 if mean else counted.sum())
         total = total + head.weight * loss
     return total
 
 
-def _listwise(logits: Tensor, gains: Tensor, known: Tensor, slates: _Slates) -> Tensor:
+def _listwise(logits: Tensor, gains: Tensor, known: Tensor, slates: Slates, mean: bool) -> Tensor:
     """Softmax over the slate's candidates, and over the fresh ones among them.
 
     A negative that was drawn with chance r stands for 1/r of its kind, so its logit is raised by -log r (sampled
@@ -123,12 +131,13 @@ def _listwise(logits: Tensor, gains: Tensor, known: Tensor, slates: _Slates) -> 
     for kept, share in ((known, 1.0), (known & slates.fresh, FRESH_WEIGHT)):
         gain = gains * kept
         scores = corrected.masked_fill(~kept, -1e9)
-        total = total + share * listwise_softmax(scores, gain, offsets, weight * segment_sum(gain, offsets).sqrt())
+        counted = weight * segment_sum(gain, offsets).sqrt()
+        total = total + share * listwise_softmax(scores, gain, offsets, counted, mean=mean)
     return total
 
 
 @torch.no_grad()
-def _mean_loss(ranker: Ranker, slates: _Slates, heads: Sequence[HeadConfig]) -> float:
+def _mean_loss(ranker: Ranker, slates: Slates, heads: Sequence[HeadConfig]) -> float:
     ranker.eval()
     total = 0.0
     for which in torch.split(torch.arange(len(slates)), CHUNK):
@@ -153,13 +162,13 @@ def fit_ranker(
     if not len(train):
         raise ValueError("there is nothing to train on")
     with torch_threads(1):
-        return _fit(ranker, _Slates.of(train), _Slates.of(valid), heads, config, on_epoch, on_step)
+        return _fit(ranker, Slates.of(train), Slates.of(valid), heads, config, on_epoch, on_step)
 
 
 def _fit(
     ranker: Ranker,
-    train: _Slates,
-    valid: _Slates,
+    train: Slates,
+    valid: Slates,
     heads: Sequence[HeadConfig],
     config: TrainConfig,
     on_epoch: Callable[[int, RankingFit], None] | None,
@@ -215,11 +224,11 @@ def _one_cycle(step: int, steps: int) -> float:
 
 
 def calibrate(ranker: Ranker, valid: Examples, heads: Sequence[HeadConfig]) -> None:
-    """Platt scaling of every binary head, folded into the last layer. Heads without examples of both labels stay."""
-    _calibrate(ranker, _Slates.of(valid), heads)
+    """Platt scaling of every binary head. Heads without examples of both labels stay."""
+    _calibrate(ranker, Slates.of(valid), heads)
 
 
-def _calibrate(ranker: Ranker, valid: _Slates, heads: Sequence[HeadConfig]) -> None:
+def _calibrate(ranker: Ranker, valid: Slates, heads: Sequence[HeadConfig]) -> None:
     ranker.eval()
     with torch.no_grad():
         parts = [ranker(part) for part in torch.split(valid.inputs, CHUNK * 128)]
@@ -231,7 +240,7 @@ def _calibrate(ranker: Ranker, valid: _Slates, heads: Sequence[HeadConfig]) -> N
         # head, also where one head's negative is another's positive.
         counted = valid.weight * known * (-valid.log_rate).exp()
         slope, shift = _platt(torch.cat(parts)[:, column].double(), target.double(), counted.double())
-        _fold(ranker, column, slope, shift)
+        ranker.slope[column], ranker.shift[column] = slope, shift
 
 
 def _platt(logits: Tensor, target: Tensor, counted: Tensor) -> tuple[float, float]:
@@ -247,12 +256,3 @@ def _platt(logits: Tensor, target: Tensor, counted: Tensor) -> tuple[float, floa
 
     search.step(closure)  # type: ignore[no-untyped-call]
     return float(log_slope.detach().exp()), float(shift.detach())
-
-
-@torch.no_grad()
-def _fold(ranker: Ranker, column: int, slope: float, shift: float) -> None:
-    """logit -> slope * logit + shift of one head, inside the weights."""
-    ranker.wide.weight[column] *= slope
-    ranker.wide.bias[column] = ranker.wide.bias[column] * slope + shift
-    if ranker.heads is not None:
-        ranker.heads.weight[column] *= slope

@@ -29,7 +29,7 @@ from mainstem.schema.records import Erase
 from mainstem.schema.time import parse_duration
 from mainstem.train.guard import Guard
 from mainstem.train.interactions import Interactions
-from mainstem.train.online import OnlineLearner, Step
+from mainstem.train.online import RANKING, RETRIEVAL, OnlineLearner, Step
 from mainstem.train.published import SnapshotWriter, adopt, state_of
 from mainstem.train.towers import TABLE
 from mainstem.weights import Changes, Delta, Manifest, Snapshot, Snapshots, Superseded, TableDelta
@@ -62,6 +62,8 @@ class Status:
     lag: int = 0
     records: int = 0
     positives: int = 0
+    slates: int = 0
+    """Slates on record of which a label was learned; one counts each time that it gets more."""
     only_noted: int = 0
     """Records that were folded but not learned from, as the trainer was more than `max_lag` behind."""
     passed_over: int = 0
@@ -80,7 +82,7 @@ class _Window:
 
     cuts: list[tuple[int, bool]] = field(default_factory=list)
     """Where each micro-batch ended (offset), and whether it was learned from or only noted."""
-    losses: list[tuple[float, int]] = field(default_factory=list)
+    losses: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: {RETRIEVAL: [], RANKING: []})
     since: float = field(default_factory=time.monotonic)
 
 
@@ -216,9 +218,12 @@ class OnlineTrainer:
     def _account(self, step: Step, window: _Window) -> None:
         self.status.records += step.records
         self.status.positives += step.positives
-        if step.positives and step.loss == step.loss:
-            self.status.loss = step.loss
-        window.losses.append((step.loss, step.positives))
+        self.status.slates += step.losses[RANKING][1]
+        loss, count = step.losses[RETRIEVAL]
+        if count and loss == loss:
+            self.status.loss = loss
+        for name, of in step.losses.items():
+            window.losses[name].append(of)
 
     # ---- publishing ----------------------------------------------------------------------------------
 
@@ -230,7 +235,7 @@ class OnlineTrainer:
         if not self._window.cuts:
             return False
         changes = _merged(self._unsent, self.learner.towers.table.take_changes())
-        dense = self._dense() if time.monotonic() - self._since_dense >= self._every["dense"] else None
+        dense = self.learner.dense() if time.monotonic() - self._since_dense >= self._every["dense"] else None
         delta = self._delta(changes, dense)
         why = self.guard.judge(
             [delta.tables[TABLE].values, *(dense or {}).values()], self._window.losses, self._canary_slates()
@@ -259,8 +264,11 @@ class OnlineTrainer:
     def _delta(self, changes: Changes, dense: dict[str, NDArray[Any]] | None) -> Delta:
         table = self.learner.towers.table
         base, sequence = self.place.base, self.place.sequence + 1
-        positives = sum(n for _, n in self._window.losses)
-        loss = sum(loss * n for loss, n in self._window.losses if n and loss == loss) / max(positives, 1)
+        metrics = {}
+        for name, steps in self._window.losses.items():
+            count = sum(n for _, n in steps)
+            metrics[f"{name}_count"] = float(count)
+            metrics[f"{name}_loss"] = sum(loss * n for loss, n in steps if n and loss == loss) / max(count, 1)
         return Delta(
             line=self.line,
             base=base,
@@ -268,16 +276,11 @@ class OnlineTrainer:
             previous=self.place.sha256,
             dense_version=self.dense_version if dense is None else f"{base}+{sequence}",
             position=self.position,
-            metrics={"loss": loss, "positives": float(positives)},
+            metrics=metrics,
             tables={TABLE: TableDelta(changes.touched, table.read(changes.touched), changes.deleted)},
             dense=dense,
             extras={"cuts": [list(cut) for cut in self._window.cuts]},
         )
-
-    def _dense(self) -> dict[str, NDArray[Any]]:
-        """The tower networks. The ranking network changes with a rebuild."""
-        state = self.learner.towers.module.state_dict()
-        return {f"towers.{name}": tensor.numpy().copy() for name, tensor in state.items()}
 
     def _refused(self, delta: Delta, why: str) -> None:
         """Keep it for inspection, go back to the last good state, and pass over what spoiled it."""
@@ -374,7 +377,7 @@ class OnlineTrainer:
         self._rebuilt, self._adopted_rebuild = None, manifest.version
         self._writer.join()
         arrays = [values for _, values in learner.towers.table.items()]
-        why = Guard(self.online).judge(arrays, [], None)
+        why = Guard(self.online).judge(arrays, {}, None)
         if why is not None:
             self.status.refused += 1
             self.status.last_refusal = f"rebuilt model {manifest.version}: {why}"

@@ -36,6 +36,7 @@ from mainstem.train.networks import new_ranker, new_towers
 from mainstem.train.online import OnlineLearner
 from mainstem.train.published import state_of
 from mainstem.train.ranking import RankingFit, fit_ranker
+from mainstem.train.ranking_online import RankingLearner
 from mainstem.train.retrieval import RetrievalTrainer
 from mainstem.train.threads import torch_threads
 from mainstem.train.towers import TABLE, Towers
@@ -146,7 +147,8 @@ class Trainer:
         self, retrieval: RetrievalTrainer, ranker: Ranker, source: ExampleSource, metrics: dict[str, float]
     ) -> str:
         """Write a snapshot that serving can load and online training can go on from; its version."""
-        learner = OnlineLearner(self.config, retrieval.towers, source.catalog)
+        ranking = RankingLearner(ranker, [*self.config.heads.values()], self.config.train)
+        learner = OnlineLearner(self.config, retrieval.towers, ranking, source.catalog)
         learner.retrieval = retrieval.learner
         learner.prime(source.events)
         state = state_of(learner, Guard(self.config.train.online))
@@ -161,8 +163,7 @@ class Trainer:
                 "state": state.tree,
             },
         )
-        tensors = state.dense | {f"ranker.{name}": tensor.numpy() for name, tensor in ranker.state_dict().items()}
-        version = self.snapshots.save(self.line, tensors, {TABLE: state.table}, meta, state.training)
+        version = self.snapshots.save(self.line, state.dense, {TABLE: state.table}, meta, state.training)
         self.snapshots.keep(self.line, self.config.train.online.keep)
         return version
 

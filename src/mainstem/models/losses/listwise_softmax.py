@@ -10,7 +10,9 @@ from mainstem.models.jagged import segment_ids, segment_log_sum_exp, segment_sum
 __all__ = ["listwise_softmax"]
 
 
-def listwise_softmax(scores: Tensor, gains: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
+def listwise_softmax(
+    scores: Tensor, gains: Tensor, offsets: Tensor, weights: Tensor | None = None, *, mean: bool = True
+) -> Tensor:
     """Cross-entropy between the shares of the gains and the softmax of the scores, per slate.
 
     Optimises
@@ -28,7 +30,8 @@ def listwise_softmax(scores: Tensor, gains: Tensor, offsets: Tensor, weights: Te
         Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach" (ListNet, top one);
         Bruch et al. 2019, "An Analysis of the Softmax Cross Entropy Loss for Learning-to-Rank".
 
-    Returns the weighted mean over slates with a gain, a scalar; 0 where there is none.
+    Returns the weighted mean over slates with a gain, a scalar; 0 where there is none. With mean=False
+    their weighted sum.
     """
     ids = segment_ids(offsets, scores.numel())
     log_share = scores - segment_log_sum_exp(scores, offsets)[ids]
@@ -36,4 +39,5 @@ def listwise_softmax(scores: Tensor, gains: Tensor, offsets: Tensor, weights: Te
     has_gain = (total > 0).to(scores.dtype)
     losses = -segment_sum(gains * log_share, offsets) / total.clamp(min=torch.finfo(total.dtype).tiny)
     counted = has_gain if weights is None else has_gain * weights
-    return (losses * counted).sum() / counted.sum().clamp(min=1e-12)
+    total_loss = (losses * counted).sum()
+    return total_loss / counted.sum().clamp(min=1e-12) if mean else total_loss

@@ -1,0 +1,259 @@
+"""Recorded candidate pools and what their users took, told as it becomes known: labels without waiting.
+
+    pool on record     an answer        another           windows and lateness are over
+      |------------------|----------------|-------------------------|
+      nothing yet        revision         revision                  closed: all labels are known
+
+A pool is what a slate was chosen from, shown or not. Its candidates that the user took within a head's window are
+positives, as in the replayed visits of `replay.py`; the others are not "seen and left", but what the choice was among.
+So a slate that was never shown (a replay, a shadow) may stand here too: no place of it becomes a negative by exposure.
+
+A revision tells what was known of the labels before and what is now (see `Revision`): learning needs not wait for the
+windows to pass, and takes back what it took too early. The problem is that of Ktena et al. 2019, "Addressing Delayed
+Feedback for Continuous Training with Neural Networks in CTR prediction"; instead of weighing by how likely a label is
+still to come, as there, what was emitted is retracted, as incremental views do, which needs the pool to be held.
+
+Pools arrive behind the answers to them (the recorder writes in batches), so the latest answers wait for them too.
+Memory is bounded: `most` pools, `LATEST` answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from mainstem.schema.batch import EventBatch
+from mainstem.schema.config import HeadConfig
+from mainstem.schema.errors import InvalidRecord, StoreError
+from mainstem.schema.examples import Examples, Revision
+from mainstem.schema.ids import key64
+from mainstem.schema.pools import pack_pool, unpack_pool
+from mainstem.schema.protocols import Floats
+from mainstem.schema.records import Erase, Pool, Served
+from mainstem.schema.time import HOUR, parse_duration
+
+__all__ = ["PoolCounts", "PoolJoin"]
+
+# Answers that wait for pools that are put on record behind them.
+LATEST = 10_000
+
+
+class PoolCounts(msgspec.Struct):
+    """What became of the pools that were fed in."""
+
+    pools: int = 0
+    """Pools taken in."""
+    closed: int = 0
+    """Pools whose windows have passed."""
+    let_go: int = 0
+    """Pools let go before that, as there were more than `most`."""
+    other_inputs: int = 0
+    """Pools whose inputs are not those of the network, or damaged."""
+
+
+class _Held(msgspec.Struct):
+    """A pool that waits for labels; labels: (row, head) -> 1, or the sum of the values, as a flat list for storage."""
+
+    request_id: str
+    user: int
+    time: int
+    pool: Pool
+    labels: list[tuple[int, int, float]]
+
+
+class _State(msgspec.Struct):
+    counts: PoolCounts
+    clock: int
+    held: list[_Held]
+    latest: bytes
+
+
+_ANSWER = np.dtype([("user", "<u8"), ("entity", "<u8"), ("time", "<i8"), ("kind", "<i8"), ("value", "<f8")])
+"""An event that labels something; kind: its place among `PoolJoin.kinds`."""
+
+_Answers = NDArray[np.void]
+
+
+def _answers(events: EventBatch, kinds: Sequence[str]) -> _Answers:
+    named = np.array([kinds.index(kind) if kind in kinds else -1 for kind in events.kinds] or [-1], np.int64)
+    kind = named[events.kind]
+    some = (kind >= 0) & (events.entity != 0)
+    out = np.zeros(int(some.sum()), _ANSWER)
+    out["user"], out["entity"], out["time"] = events.user[some], events.entity[some], events.time[some]
+    out["kind"], out["value"] = kind[some], events.value[some]
+    return out
+
+
+class PoolJoin:
+    """Feed it the log's records in order with `take`; it gives revisions and closed examples (`schema.Labelling`).
+
+    inputs: names of the network's inputs; pools with others are counted and left. had: the input that is above 0 for
+    what the user had before. most: pools held; one more lets the oldest go. lateness: ms of event time that are waited
+    beyond the longest window for events out of order. The clock is that of the newest event.
+    """
+
+    def __init__(
+        self, heads: Mapping[str, HeadConfig], inputs: Sequence[str], *, had: str | None = None, most: int = 2_000,
+        lateness: int = HOUR,
+    ) -> None:  # fmt: skip
+        self.heads, self.inputs, self.most, self.lateness = list(heads.values()), list(inputs), most, lateness
+        self.had = self.inputs.index(had) if had in self.inputs else None
+        self.windows = [parse_duration(head.window) for head in self.heads]
+        self.kinds = list(dict.fromkeys(head.event for head in self.heads))
+        self.counts = PoolCounts()
+        self._clock = 0
+        self._latest: _Answers = np.zeros(0, _ANSWER)
+        self._held: dict[str, _Held] = {}  # the first to come first
+        self._of_user: dict[int, list[str]] = {}
+
+    # ---- taking in -----------------------------------------------------------------------------------
+
+    def take(self, served: Sequence[Served], events: EventBatch) -> tuple[list[Revision], list[Examples]]:
+        """Slates and events that follow the last ones in the log: (revisions, closed), by (time, request_id) each."""
+        touched: dict[str, list[tuple[int, int, float]]] = {}
+        answers = _answers(events, self.kinds)
+        for each in served:
+            held = self._hold(each)
+            if held is not None:
+                self._label(held, self._latest[self._latest["user"] == np.uint64(held.user)], touched)
+        for user in np.unique(answers["user"]).tolist():
+            for request_id in self._of_user.get(user, ()):
+                self._label(self._held[request_id], answers[answers["user"] == np.uint64(user)], touched)
+        revised = sorted((self._held[name] for name in touched if name in self._held), key=_order)
+        revisions = [self._revision(held, touched[held.request_id]) for held in revised]
+        self._latest = np.concatenate([self._latest, answers])[-LATEST:]
+        return revisions, self._close(events)
+
+    def _hold(self, served: Served) -> _Held | None:
+        pool, slate = served.pool, served.slate
+        if pool is None or served.user is None or slate.request_id in self._held or not self.most:
+            return None
+        try:
+            if served.feature_names != self.inputs:
+                raise InvalidRecord("pool", "it has the inputs of another network")
+            unpack_pool(pool, len(self.inputs))
+        except InvalidRecord:
+            self.counts.other_inputs += 1
+            return None
+        while len(self._held) >= self.most:
+            self._let_go(next(iter(self._held)))
+            self.counts.let_go += 1
+        held = _Held(slate.request_id, key64("user", served.user, served.tenant), slate.time, pool, [])
+        self._held[slate.request_id] = held
+        self._of_user.setdefault(held.user, []).append(slate.request_id)
+        self.counts.pools += 1
+        return held
+
+    def _label(self, held: _Held, answers: _Answers, touched: dict[str, list[tuple[int, int, float]]]) -> None:
+        """Note what these answers of its user say; `touched` gets the labels as they were before."""
+        keys = np.frombuffer(held.pool.keys, "<u8")
+        place = np.argsort(keys, kind="stable")
+        at = np.minimum(np.searchsorted(keys, answers["entity"], sorter=place), len(keys) - 1)
+        rows = place[at] if len(keys) else at
+        elapsed = answers["time"] - held.time
+        hits = np.flatnonzero((keys[rows] == answers["entity"]) & (elapsed >= 0)) if len(keys) else at[:0]
+        labels = {(row, head): value for row, head, value in held.labels}
+        changed = False
+        for hit in hits.tolist():
+            for column, (head, window) in enumerate(zip(self.heads, self.windows, strict=True)):
+                if self.kinds[answers["kind"][hit]] != head.event or elapsed[hit] >= window:
+                    continue
+                name, value = (int(rows[hit]), column), float(answers["value"][hit])
+                now = 1.0 if head.type == "binary" else labels.get(name, 0.0) + value
+                changed |= labels.get(name) != now
+                labels[name] = now
+        if changed:
+            touched.setdefault(held.request_id, held.labels)
+            held.labels = [(row, head, value) for (row, head), value in labels.items()]
+
+    def _close(self, events: EventBatch) -> list[Examples]:
+        if len(events):
+            self._clock = max(self._clock, int(events.time.max()))
+        due = self._clock - max(self.windows) - self.lateness
+        over = sorted((held for held in self._held.values() if held.time <= due), key=_order)
+        for held in over:
+            self._let_go(held.request_id)
+        self.counts.closed += len(over)
+        return [self._examples(held, held.labels) for held in over]
+
+    def _let_go(self, request_id: str) -> None:
+        user = self._held.pop(request_id).user
+        self._of_user[user].remove(request_id)
+        if not self._of_user[user]:
+            del self._of_user[user]
+
+    def erase(self, erase: Erase) -> None:
+        """Forget the user's pools and answers, or the entity's rows in all of them (law 10)."""
+        if erase.user is not None:
+            key = np.uint64(key64("user", erase.user, erase.tenant))
+            for request_id in list(self._of_user.get(int(key), ())):
+                self._let_go(request_id)
+            self._latest = self._latest[self._latest["user"] != key]
+            return
+        key = np.uint64(key64(erase.entity_type, str(erase.entity), erase.tenant))
+        self._latest = self._latest[self._latest["entity"] != key]
+        for held in self._held.values():
+            keys, inputs = unpack_pool(held.pool, len(self.inputs))
+            kept = np.flatnonzero(keys != key)
+            if len(kept) < len(keys):
+                moved = {int(old): new for new, old in enumerate(kept.tolist())}
+                held.pool = pack_pool(keys[kept], inputs[kept])
+                held.labels = [(moved[row], head, value) for row, head, value in held.labels if row in moved]
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    # ---- giving out ----------------------------------------------------------------------------------
+
+    def _revision(self, held: _Held, before: list[tuple[int, int, float]]) -> Revision:
+        examples = self._examples(held, held.labels)
+        return Revision(examples, self._matrix(len(examples.keys), before))
+
+    def _matrix(self, rows: int, labels: list[tuple[int, int, float]]) -> Floats:
+        """Binary: whether it happened; value: its sum, NaN where it did not happen. [rows, h]"""
+        unknown = [0.0 if head.type == "binary" else np.nan for head in self.heads]
+        out = np.tile(np.array(unknown, np.float32), (rows, 1))
+        for row, head, value in labels:
+            out[row, head] = value
+        return out
+
+    def _examples(self, held: _Held, labels: list[tuple[int, int, float]]) -> Examples:
+        keys, inputs = unpack_pool(held.pool, len(self.inputs))
+        n = len(keys)
+        return Examples(
+            inputs=inputs,
+            labels=self._matrix(n, labels),
+            negative_rate=np.ones(n, np.float32),
+            fresh=np.zeros(n, np.bool_) if self.had is None else inputs[:, self.had] <= 0,
+            weight=np.ones(n, np.float32),
+            keys=keys,
+            offsets=np.array([0, n], np.int64),
+            time=np.array([held.time], np.int64),
+            user=np.array([held.user], np.uint64),
+        )
+
+    # ---- checkpoints ---------------------------------------------------------------------------------
+
+    def state(self) -> bytes:
+        """Everything that is held, for `load`."""
+        return msgspec.msgpack.encode(_State(self.counts, self._clock, [*self._held.values()], self._latest.tobytes()))
+
+    def load(self, state: bytes) -> None:
+        """Go on where `state` was taken; no bytes are the state of the beginning. Raises StoreError for other bytes."""
+        nothing = _State(PoolCounts(), 0, [], b"")
+        try:
+            kept = msgspec.msgpack.decode(state, type=_State) if state else nothing
+        except msgspec.MsgspecError as error:
+            raise StoreError(f"the checkpoint's pools cannot be read: {error}") from error
+        self.counts, self._clock = kept.counts, kept.clock
+        self._latest = np.frombuffer(kept.latest, _ANSWER).copy()
+        self._held, self._of_user = {held.request_id: held for held in kept.held}, {}
+        for held in kept.held:
+            self._of_user.setdefault(held.user, []).append(held.request_id)
+
+
+def _order(held: _Held) -> tuple[int, str]:
+    return held.time, held.request_id

@@ -1,0 +1,97 @@
+"""Steps of the ranking network on the stream: slates whose labels became known, and the level of binary heads.
+
+Order and level are learned apart, as offline. The order, by the listwise loss, from each label as it comes: a revision
+takes back the loss of what was known before and adds that of what is known now, so at given weights a slate's gradients
+sum to that of its last labels, whatever the order of arrival. The level, two numbers a head, from slates whose windows
+have passed: only there is a missing label an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mainstem.models import Ranker
+from mainstem.schema.config import HeadConfig, TrainConfig
+from mainstem.schema.examples import Examples, Revision
+from mainstem.train.ranking import WEIGHT_DECAY, Slates, loss_of
+
+__all__ = ["RankingLearner"]
+
+# Slates after which one counts 1/e in the level, and the information (sum of p (1 - p)) that the level starts with.
+MEMORY = 1_000
+PRIOR = 100.0
+LEAST_SLOPE = 0.1
+
+
+class RankingLearner:
+    """`ranker` with its optimizer (AdamW) and the curvature of its level; not safe for several threads."""
+
+    def __init__(self, ranker: Ranker, heads: Sequence[HeadConfig], train: TrainConfig) -> None:
+        self.ranker, self.heads, self.train = ranker, list(heads), train
+        self.rate = train.online.ranking_learning_rate
+        self.adam = torch.optim.AdamW(ranker.parameters(), lr=self.rate, weight_decay=WEIGHT_DECAY)
+        self.curvature: NDArray[np.float64] = np.tile(PRIOR * np.eye(2), (len(self.heads), 1, 1))
+        """Of each head's log-likelihood in (slope, shift), older slates counting less: [h, 2, 2]."""
+
+    def step(self, revisions: Sequence[Revision]) -> float:
+        """One optimizer step on revisions of one slate each; the mean loss of their labels before it, NaN without any.
+
+        A slate moves the weights by the same in a small batch as in a full one of `train.ranking_batch`. Raises
+        FloatingPointError, changing nothing, where loss or gradient is not finite.
+        """
+        if not revisions or not self.rate:
+            return float("nan")
+        whole = Revision.concat(revisions)
+        slates, before = Slates.of(whole.examples), torch.from_numpy(whole.before)
+        self.ranker.train()
+        logits = self.ranker(slates.inputs)
+        known = loss_of(logits, slates, slates.labels, self.heads, mean=False)
+        change = known - loss_of(logits, slates, before, self.heads, mean=False)
+        full = min(len(revisions) / self.train.ranking_batch, 1.0)
+        for group in self.adam.param_groups:
+            group["lr"] = self.rate * full
+        self.adam.zero_grad(set_to_none=True)
+        (change / max(self.train.ranking_batch, len(revisions))).backward()  # type: ignore[no-untyped-call]
+        gradients = (parameter.grad for parameter in self.ranker.parameters())
+        finite = all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+        if not (finite and bool(known.detach().isfinite())):
+            raise FloatingPointError("the ranking loss of a step or its gradient is not finite")
+        self.adam.step()
+        return float(loss_of(logits.detach(), slates, slates.labels, self.heads))
+
+    @torch.no_grad()
+    def level(self, closed: Sequence[Examples]) -> None:
+        """Follow the level of binary heads: an online Newton step of Platt scaling a slate, with forgetting."""
+        self.ranker.eval()
+        for examples in closed if self.rate else ():
+            logits = self.ranker(torch.from_numpy(examples.inputs)).double().numpy()
+            for column, head in enumerate(self.heads):
+                if head.type == "binary":
+                    self._follow(column, logits[:, column], examples.labels[:, column].astype(np.float64))
+
+    def _follow(self, column: int, logits: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
+        slope, shift = self.ranker.slope, self.ranker.shift
+        chance = 1.0 / (1.0 + np.exp(-np.clip(float(slope[column]) * logits + float(shift[column]), -30, 30)))
+        inputs = np.stack([logits, np.ones_like(logits)])
+        information = (inputs * (chance * (1 - chance))) @ inputs.T
+        self.curvature[column] = self.curvature[column] * (1 - 1 / MEMORY) + information
+        moved = np.linalg.solve(self.curvature[column], inputs @ (labels - chance))
+        slope[column] = max(float(slope[column]) + moved[0], LEAST_SLOPE)
+        shift[column] += moved[1]
+
+    def state(self) -> dict[str, Any]:
+        """All but the heads, for `flatten`."""
+        return {
+            "module": self.ranker.state_dict(), "adam": self.adam.state_dict(), "curvature": self.curvature.copy(),
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.ranker.load_state_dict(state["module"])
+        self.adam.load_state_dict(state["adam"])
+        self.curvature = state["curvature"].copy()
