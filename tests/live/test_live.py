@@ -19,6 +19,8 @@ from stream_world import World, drain, entities, online_config, user_key
 
 from mainstem import features, live, weights
 from mainstem.live import LiveModel, LiveModels
+from mainstem.models import numpy_scorer
+from mainstem.models.numpy_scorer import NumpyScorer
 from mainstem.refresh import ModelKeeper
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.errors import Incompatible
@@ -438,8 +440,11 @@ def test_a_renewed_model_is_called_as_the_one_it_follows_on(serving: Serving) ->
     assert taken.answers.version == taken.answers.index.version == delta.dense_version
     assert taken.towers.table is later.towers.table
     x = np.array([[-0.3, 1.0]], np.float32)
-    assert not np.allclose(taken.answers.scores(x), model.answers.scores(x))  # the ranking network went along
-    np.testing.assert_allclose(later.answers.scores(x), model.answers.scores(x))
+    seen = [numpy_scorer(each.ranker).logits(x) for each in (model, later, taken)]
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert not np.allclose(seen[0], seen[2])  # the ranking network went along
+    assert isinstance(taken.answers.scores, NumpyScorer)
+    np.testing.assert_array_equal(taken.answers.scores.logits(x), seen[2])
 
 
 def test_a_renewal_draws_no_random_numbers(serving: Serving) -> None:
