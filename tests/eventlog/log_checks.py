@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from mainstem.eventlog import dedup, history
@@ -20,13 +22,39 @@ from mainstem.schema.records import Event, LogRecord, record_id
 TINY = 64
 
 
-def tiny_config(seal_rows: int = TINY, keep_rows: int = TINY, keep_age: str | None = None) -> LogConfig:
+def tiny_config(
+    seal_rows: int = TINY, keep_rows: int = TINY, keep_age: str | None = None, keep_erasures: str = "30d"
+) -> LogConfig:
     """Ranges far smaller, and ages far shorter, than the configuration allows, so that a test seals many."""
-    return LogConfig.model_construct(skew="10m", seal_rows=seal_rows, keep_rows=keep_rows, keep_age=keep_age)
+    return LogConfig.model_construct(
+        skew="10m", seal_rows=seal_rows, keep_rows=keep_rows, keep_age=keep_age, keep_erasures=keep_erasures
+    )
 
 
-def open_tiny(folder: Path, seal_rows: int = TINY, keep_rows: int = TINY, keep_age: str | None = None) -> SqliteLog:
-    return SqliteLog(folder / "log.sqlite", folder / "history", tiny_config(seal_rows, keep_rows, keep_age))
+def open_tiny(
+    folder: Path, seal_rows: int = TINY, keep_rows: int = TINY, keep_age: str | None = None, keep_erasures: str = "30d"
+) -> SqliteLog:
+    config = tiny_config(seal_rows, keep_rows, keep_age, keep_erasures)
+    return SqliteLog(folder / "log.sqlite", folder / "history", config)
+
+
+def erase_all(log: SqliteLog) -> None:
+    """Do all that is left to erase, as the background thread does."""
+    log.claim()
+    while (left := log.erase_some()) is not None and left < 10:
+        time.sleep(left / 10)
+    assert log.erasures().pending == 0
+
+
+def raw_bytes(folder: Path) -> bytes:
+    """Every byte of every file under `folder`, and what Parquet files hold once unpacked."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found.append(path.read_bytes())
+        if path.suffix == ".parquet":
+            found.append(repr(pq.read_table(path).to_pylist()).encode())
+            found.append(repr(pq.read_metadata(path).to_dict()).encode())
+    return b"\n".join(found)
 
 
 def in_sqlite(folder: Path) -> list[int]:
