@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 from log_checks import cut_power, erase_all, event, in_sqlite, open_tiny, raw_bytes, read_all
 
+from mainstem.eventlog import erasing
+from mainstem.eventlog.admission import decode_many
 from mainstem.eventlog.memory import MemoryLog
 from mainstem.eventlog.sqlite import SqliteLog
 from mainstem.schema.config import LogConfig
@@ -31,6 +35,7 @@ from mainstem.schema.records import (
     Slate,
     SlateItem,
     SlateRequest,
+    encode_record,
 )
 
 AnyLog = MemoryLog | SqliteLog
@@ -253,8 +258,6 @@ def test_the_background_does_it(tmp_path: Path, waiting: Callable[[Callable[[], 
 
 @pytest.fixture
 def waiting() -> Callable[[Callable[[], bool]], None]:
-    import time
-
     def wait(until: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
         while not until():
@@ -264,12 +267,15 @@ def waiting() -> Callable[[Callable[[], bool]], None]:
     return wait
 
 
-def test_appends_go_on_between_slices(tmp_path: Path) -> None:
+def test_appends_go_on_between_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_tiny(tmp_path, seal_rows=20, keep_rows=5) as log:
         fill(log)
+        monkeypatch.setattr(log, "_wake", lambda: None)
+        monkeypatch.setattr(erasing, "_SLICE", 8)
         log.append([erase("ann-secret")])
         slices = 0
-        while log.erase_some() is not None:
+        while log.erasures().pending:
+            log.erase_some()
             log.append([event(f"between-{slices}")])
             log.seal()
             slices += 1
@@ -283,7 +289,6 @@ def test_another_process_reads_nothing_erased(tmp_path: Path) -> None:
         fill(log)
         assert not gone(reader)
         log.append([erase("ann-secret")])
-        log.erase_some()  # the first slice makes the tombstones durable
         assert len(gone(reader)) == 31
         assert reader.erasures().known == 1
         erase_all(log)
@@ -351,10 +356,6 @@ def test_a_log_from_before_there_were_tombstones_forgets_too(tmp_path: Path) -> 
     with closing(sqlite3.connect(tmp_path / "log.sqlite")) as old:
         old.executescript("DROP TABLE erasures; DROP TABLE swept; PRAGMA user_version=2;")
         old.execute("DELETE FROM meta WHERE name LIKE 'erased%'")
-        body = old.execute("SELECT body FROM records WHERE offset = 89").fetchone()[0]
-        from mainstem.schema.records import encode_record
-
-        assert body
         old.execute("UPDATE records SET body = ? WHERE offset = 89", (encode_record(erase("ann-secret")),))
         old.commit()
     with open_tiny(tmp_path, seal_rows=20, keep_rows=5) as log:
@@ -364,10 +365,12 @@ def test_a_log_from_before_there_were_tombstones_forgets_too(tmp_path: Path) -> 
 
 
 def test_a_power_cut_anywhere_while_erasing_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasing, "_SLICE", 8)
     plain = tmp_path / "plain"
     plain.mkdir()
     with open_tiny(plain, seal_rows=20, keep_rows=5) as log:
         fill(log)
+        monkeypatch.setattr(log, "_wake", lambda: None)  # nothing is erased yet
         log.append([event("al", user="ann-secret", kind="alias", entity="guest", entity_type="user")])
         log.append([erase("ann-secret")])
         expected_end = log.end().offset()
@@ -379,8 +382,6 @@ def test_a_power_cut_anywhere_while_erasing_is_harmless(tmp_path: Path, monkeypa
         through = cut_power(survives, monkeypatch, lambda: erase_all(log))  # noqa: B023
         log._store.close()
         if log._lock_file is not None:
-            import os
-
             os.close(log._lock_file)
         with open_tiny(folder, seal_rows=20, keep_rows=5) as log:
             assert len(gone(log)) >= 32
@@ -430,6 +431,4 @@ def test_in_sqlite_and_history_the_same_is_left(tmp_path: Path) -> None:
         whole = log.read(START, 1000).records
         for span in log.history.ranges():
             at = span.first
-            from mainstem.eventlog.admission import decode_many
-
             assert decode_many(log.history.bodies(at, 1000)) == whole[at : span.last]

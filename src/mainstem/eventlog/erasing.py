@@ -4,8 +4,8 @@ One *pass* brings all tombstones to all files: slices of SQLite, then the write-
 then each Parquet file that holds something of them, written anew beside the old one and swapped by a rename. Each
 place keeps an `Erased`, so offsets stay. The order makes a crash harmless anywhere, as everything can be repeated:
 
-    (1) the Erase is durable in the log, with a row in `erasures`      acknowledged; this process hides and refuses
-    (2) its tombstone is durable                                       other processes hide, too
+    (1) the Erase is durable in the log, with a row in `erasures`      acknowledged; all processes hide it
+    (2) its tombstone is durable                                       an old copy of the log is caught, too
     (3) slices and files are rewritten; `swept` notes files by stamp   a file that is put back has another stamp
     (4) `erased` in `meta` notes how many tombstones all files know
 
@@ -39,7 +39,7 @@ __all__ = ["Eraser"]
 
 _SLICE = 2_048  # rows of SQLite looked at under one hold of the locks
 _BUSY, _HELD, _LONGEST = 0.1, 60.0, 3_600.0  # seconds: until the WAL, a follower, the clock is looked at again
-_SAVED, _UNNAMED = 1, 2  # states of a row in `erasures`: 0, its tombstone is saved, its record names nobody any more
+_NEW, _SAVED, _UNNAMED = 0, 1, 2  # states of a row in `erasures`: then its tombstone is durable, then its name gone
 
 Append = Callable[[Sequence[LogRecord]], object]
 
@@ -55,6 +55,7 @@ class Eraser:
         self._rows, self._followers = Rows(store, path), Followers(store)
         self._file = TombstoneFile(path.with_name(path.name + ".erased"))
         self._held: Tombstones | None = None
+        self._seen: tuple[Tombstones, list[int], Tombstones] | None = None  # of a process that does not write
         self._saved = 0
         self._mark = -1
         self._stepping = Lock()
@@ -63,8 +64,21 @@ class Eraser:
     # ---- for those who read and append ---------------------------------------------------------------
 
     def tombstones(self) -> Tombstones:
-        """As this process knows them; one that does not write reads them from the disk as they change."""
-        return self._file.current() if self._held is None else self._held
+        """As this process knows them; one that does not write reads them from the disk as they change, with the
+        erasures that are so new that they have none yet."""
+        if self._held is not None:
+            return self._held
+        new = self._offsets(_NEW)
+        saved = self._file.current()
+        if not new:
+            return saved
+        if self._seen is None or self._seen[:2] != (saved, new):
+            held = Tombstones(saved.key)
+            for entry in saved.entries:
+                held.add(entry)
+            self._take_in(held, new)
+            self._seen = saved, new, held
+        return self._seen[2]
 
     def progress(self) -> Erasures:
         held, mark = self.tombstones(), self._mark
@@ -102,12 +116,11 @@ class Eraser:
 
     def learn(self) -> None:
         """Take in erasures that the disk holds and this process has no tombstone of. Under the writer's lock."""
-        held = self._held
-        if held is None:
-            return
-        with self._store.shared() as reader:
-            rows = reader.execute("SELECT offset FROM erasures WHERE state = 0 ORDER BY offset").fetchall()
-        for (offset,) in rows:
+        if self._held is not None:
+            self._take_in(self._held, self._offsets(_NEW))
+
+    def _take_in(self, held: Tombstones, offsets: Sequence[int]) -> None:
+        for offset in offsets:
             erase = self._record(offset)
             if isinstance(erase, Erase) and not held.reaches(target(erase), offset):
                 held.add(held.entry_of(target(erase), offset, erase.time))
@@ -226,16 +239,11 @@ class Eraser:
         assert self._held is not None
         with self._writing:
             known, new = len(self._held.entries), self._held.entries[self._saved :]
-            with self._store.shared() as reader:
-                rows = reader.execute("SELECT offset FROM erasures WHERE state = 0").fetchall()
+            rows = self._offsets(_NEW)
         if new:
             self._file.append(self._held.key, new)
             self._saved = known
-        if rows:
-            with self._store.shared() as connection:
-                connection.executemany(
-                    "UPDATE erasures SET state = ? WHERE offset = ?", [(_SAVED, *row) for row in rows]
-                )
+        self._advance(rows, _SAVED)
 
     def _take_names(self, held: Tombstones) -> float | None:
         """Let the erasures that are old enough, and that all have followed, be erased themselves; seconds until the
@@ -255,10 +263,7 @@ class Eraser:
                         held.add(held.entry_of(target(erase), offset + 1, erase.time))
         if ready:
             self._save()
-            with self._store.shared() as connection:
-                connection.executemany(
-                    "UPDATE erasures SET state = ? WHERE offset = ?", [(_UNNAMED, offset) for offset in ready]
-                )
+            self._advance(ready, _UNNAMED)
         if len(ready) < len(old):
             return _HELD
         waits = [(arrived + self._keep - now) / 1000 for _, arrived in rows if arrived + self._keep > now]
@@ -268,6 +273,19 @@ class Eraser:
         """The record at `offset` as it lies on the disk."""
         bodies = self._rows.kept(offset, 1) or self._history.bodies(offset, 1)
         return decode_many(bodies)[0] if bodies else None
+
+    def _offsets(self, state: int) -> list[int]:
+        """The erasures in this state."""
+        with self._store.shared() as reader:
+            rows = reader.execute("SELECT offset FROM erasures WHERE state = ? ORDER BY offset", (state,)).fetchall()
+        return [row[0] for row in rows]
+
+    def _advance(self, offsets: Sequence[int], state: int) -> None:
+        if offsets:
+            with self._store.shared() as connection:
+                connection.executemany(
+                    "UPDATE erasures SET state = ? WHERE offset = ?", [(state, offset) for offset in offsets]
+                )
 
     def _note_mark(self, execute: Callable[..., object], held: Tombstones, mark: int) -> None:
         note = "INSERT OR REPLACE INTO meta VALUES (?, ?)"

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from threading import Condition
 
+import msgspec
+
 from mainstem.eventlog.admission import admit
 from mainstem.eventlog.forgetting import USER, Name, forgotten, guest_in, target
 from mainstem.schema.config import LogConfig
@@ -68,8 +70,9 @@ class MemoryLog:
                 self._records[offset] = left
                 guest = guest_in(record)
                 if guest and isinstance(record, Event) and gone[1:] == (USER, record.user) and guest != record.user:
-                    fields = {"time": erase.time, "received_at": erase.received_at, "tenant": record.tenant}
-                    self._guests.append(Erase(record_id=f"erase-{guest}-{offset}", user=guest, **fields))
+                    self._guests.append(
+                        msgspec.structs.replace(erase, record_id=f"erase-{guest}-{offset}", user=guest, entity=None)
+                    )
         self._erased[gone] = max(erase.time, self._erased.get(gone, erase.time))
 
     def append_each(self, batches: Sequence[Sequence[LogRecord]]) -> list[Appended | Exception]:
