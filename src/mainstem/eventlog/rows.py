@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
+from mainstem.eventlog.admission import Admitted
 from mainstem.eventlog.connections import Connections
 from mainstem.eventlog.forgetting import Name, target
 from mainstem.eventlog.tombstones import Tombstones
 from mainstem.schema.errors import StoreError
 from mainstem.schema.position import START, Position
+from mainstem.schema.protocols import Appended
 from mainstem.schema.records import Erase, Erased, LogRecord, encode_record
 from mainstem.schema.time import now_ms
 
@@ -74,19 +77,40 @@ class Arrival:
     def end(self) -> int:
         return self._first + len(self.rows)
 
-    def take(self, record: LogRecord, digest: bytes, body: bytes) -> bool:
-        """Add a row, unless the record is of an erased name and not later than the erasure; whether it was added."""
-        if record.time <= self._held.latest or self._erased:
-            left = self._held.admitted(record, self._erased)
-            if isinstance(left, Erased):
-                return False
-            body = body if left is record else encode_record(left)
+    def add(self, given: Admitted, known: Iterator[bool], new: dict[bytes, None]) -> Appended:
+        """What of `given` is to be written: no id that is `known` (one flag a record) or among the `new` ones of this
+        commit, to which it is added; nothing of an erased name that is not later than the erasure."""
+        rows, end = self.rows, self.end
+        before, duplicates, latest = len(rows), 0, self._latest()
+        for record, digest, body in zip(given.records, given.digests, given.bodies, strict=True):
+            if next(known) or digest in new:
+                duplicates += 1
+                continue
+            if record.time <= latest or type(record) is Erase:
+                kept = self._look(record, body, end)
+                if kept is None:
+                    continue
+                body, latest = kept, self._latest()
+            new[digest] = None
+            rows.append((end, digest, body))
+            end += 1
+        accepted = len(rows) - before
+        return Appended(Position.at(end), accepted, duplicates, len(given.records) - accepted - duplicates)
+
+    def _latest(self) -> int:
+        """Records of a later time need no look."""
+        return max(self._held.latest, *self._erased.values()) if self._erased else self._held.latest
+
+    def _look(self, record: LogRecord, body: bytes, offset: int) -> bytes | None:
+        """What is to be written of `record`; None: nothing."""
+        left = self._held.admitted(record, self._erased)
+        if isinstance(left, Erased):
+            return None
         if isinstance(record, Erase):
-            self.erasures.append((self.end, record))
+            self.erasures.append((offset, record))
             name = target(record)
             self._erased[name] = max(record.time, self._erased.get(name, record.time))
-        self.rows.append((self.end, digest, body))
-        return True
+        return body if left is record else encode_record(left)
 
     def insert(self, writer: sqlite3.Connection) -> None:
         """Into the open transaction of `writer`."""

@@ -150,17 +150,7 @@ class SqliteLog:
         known = iter(self._ids.known(digests).tolist())
         arrival = Arrival(self._eraser.tombstones(), self._end)
         new: dict[bytes, None] = {}
-        outcomes: list[Appended] = []
-        for ticket in group:
-            before, duplicates, given = len(arrival.rows), 0, ticket.admitted
-            for record, digest, body in zip(given.records, given.digests, given.bodies, strict=True):
-                if next(known) or digest in new:
-                    duplicates += 1
-                elif arrival.take(record, digest, body):
-                    new[digest] = None
-            accepted = len(arrival.rows) - before
-            position, refused = Position.at(arrival.end), len(given.records) - accepted - duplicates
-            outcomes.append(Appended(position, accepted, duplicates, refused))
+        outcomes = [arrival.add(ticket.admitted, known, new) for ticket in group]
         if arrival.rows:
             with self._store.transaction() as writer:
                 arrival.insert(writer)
