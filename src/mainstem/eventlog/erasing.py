@@ -80,6 +80,12 @@ class Eraser:
             self._seen = saved, new, held
         return self._seen[2]
 
+    @property
+    def waiting(self) -> bool:
+        """Is there something to erase, now or once it is old enough?"""
+        held = self.tombstones()
+        return bool(held.entries) or self._mark < 0
+
     def progress(self) -> Erasures:
         held, mark = self.tombstones(), self._mark
         if self._held is None:

@@ -363,12 +363,7 @@ class SqliteLog:
         self._catch_up()
         self._eraser.load(self._end)
         self._loaded = True
-        if (
-            self._eraser.progress().known
-            or self._arrivals.every
-            or self._end >= self._next_seal()
-            or self._sealed > self._first
-        ):
+        if self._eraser.waiting or self._arrivals.every or self._end >= self._next_seal() or self._sealed > self._first:
             self._wake()
 
     def _catch_up(self) -> None:
