@@ -37,7 +37,7 @@ _HEADER = 16
 _ENTRY = struct.Struct("<16sqQI")
 _SIZE = _ENTRY.size + 4
 _NEVER = -(2**63)
-_CACHED = 1 << 17  # names whose digest is remembered, in memory
+_CACHED = 1 << 18  # names whose digest is remembered, in memory
 
 
 class Entry(NamedTuple):
@@ -112,7 +112,17 @@ class Tombstones:
         """What is left of the record at `offset` for those who read the log."""
         if offset >= self.reach:
             return record
+        if type(record) is Event and not self._concerns(record, offset):  # most of a log
+            return record
         return forgotten(record, lambda name: self.reaches(name, offset))
+
+    def _concerns(self, event: Event, offset: int) -> bool:
+        """As `forgotten` decides, for an event: its entity is looked up only where one of its kind may be erased."""
+        if self.reaches((event.tenant, USER, event.user), offset):
+            return True
+        if event.entity is None or not (self.of_entities or event.entity_type == USER):
+            return False
+        return self.reaches((event.tenant, event.entity_type, event.entity), offset)
 
     def reaches(self, name: Name, offset: int) -> bool:
         """Is a record of `name` at `offset` erased?"""
