@@ -58,6 +58,7 @@ class Eraser:
         self._seen: tuple[Tombstones, list[int], Tombstones] | None = None  # of a process that does not write
         self._saved = 0
         self._mark = -1
+        self._recheck = False  # are there files that have not been looked through since they became what they are?
         self._stepping = Lock()
         self._pass: Iterator[float] | None = None
 
@@ -91,7 +92,7 @@ class Eraser:
         if self._held is None:
             meta = self._rows.meta()
             mark = meta.get("erased", -1) if meta.get("erased_key") == held.key_number else -1
-        return Erasures(len(held), max(len(held.entries) - max(mark, 0), 0))
+        return Erasures(len(held), max(len(held.entries) - max(mark, 0), int(self._recheck)))
 
     def commit(self, erasures: Sequence[tuple[int, Erase]]) -> None:
         """These are durable in the log now, with their rows in `erasures`. Under the writer's lock."""
@@ -119,6 +120,8 @@ class Eraser:
         self._held = held
         self.learn()
         self._save()
+        known = len(held.entries)
+        self._recheck = known > 0 and not all(self._swept(span, known) for span in self._history.ranges())
 
     def learn(self) -> None:
         """Take in erasures that the disk holds and this process has no tombstone of. Under the writer's lock."""
@@ -141,7 +144,7 @@ class Eraser:
                 return None
             if self._pass is None:
                 pause = self._take_names(held)
-                if self._mark >= len(held.entries):
+                if self._mark >= len(held.entries) and not self._recheck:
                     return pause
                 self._pass = self._one_pass(held)
             try:
@@ -156,15 +159,16 @@ class Eraser:
     def _one_pass(self, held: Tombstones) -> Iterator[float]:
         self._save()
         known = len(held.entries)
-        with self._store.shared() as reader:
-            first = reader.execute("SELECT min(offset) FROM records").fetchone()[0] or 0
-        end = self._rows.end()
-        for at in range(first, end if self._mark < 0 else min(end, held.reach), _SLICE):
-            with self._sealing:  # what is being sealed is read raw
-                self._rewrite_rows(held, at)
-            yield 0.0
-        while not self._store.empty_wal(self._writing):
-            yield _BUSY
+        if self._mark < known:
+            with self._store.shared() as reader:
+                first = reader.execute("SELECT min(offset) FROM records").fetchone()[0] or 0
+            end = self._rows.end()
+            for at in range(first, end if self._mark < 0 else min(end, held.reach), _SLICE):
+                with self._sealing:  # what is being sealed is read raw
+                    self._rewrite_rows(held, at)
+                yield 0.0
+            while not self._store.empty_wal(self._writing):
+                yield _BUSY
         for span in self._history.ranges():
             if not self._swept(span, known):
                 with self._sealing:
@@ -174,6 +178,7 @@ class Eraser:
                 yield 0.0
         with self._store.shared() as connection:
             self._note_mark(connection.execute, held, known)
+        self._recheck = False
 
     def _rewrite_rows(self, held: Tombstones, at: int) -> None:
         rows = self._rows.some(at, _SLICE)
