@@ -106,13 +106,15 @@ def ingest(
         )  # fmt: skip
         loop.catch_up(show)
     print(f"{report.accepted:,} events in, {report.duplicates:,} known before, {report.rejected:,} set aside")
+    if report.erased:
+        print(f"{report.erased:,} left out: of users or items that were erased at that time or later")
     if report.rejected:
         print(f"rows set aside, with reasons: {set_aside}")
     for strange, count in list(report.unknown_kinds.items())[:KINDS_TOLD]:
         print(f"{count:,} of kind {strange!r} count for nothing: it {_not_among(strange, settings)}")
     if (more := len(report.unknown_kinds) - KINDS_TOLD) > 0:
         print(f"{more:,} more kinds are unknown, of {sum(report.unknown_kinds.values()):,} events in all")
-    if not report.accepted + report.duplicates:
+    if not report.accepted + report.duplicates + report.erased:
         why = f"; {report.reasons[0]}" if report.reasons else ": it holds no rows"
         raise MainstemError(f"nothing of {file} went into the log{why}")
 

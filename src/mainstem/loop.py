@@ -139,10 +139,13 @@ class Loop:
         return {self.parts.follower.name: float(self.parts.follower.lag())}
 
     def figures(self) -> dict[str, float]:
-        """Of the model in use, and of whoever `also` tells of itself, for the metrics page."""
+        """Of the model in use, of what the log erases, and of whoever `also` tells of itself, for the metrics page."""
         keeper = self.parts.keeper
         age = now_ms() - keeper.learned_at if keeper.learned_at else 0
+        erasures = self.parts.log.erasures()
         own = {
+            "erasures_known": float(erasures.known),
+            "erasures_pending": float(erasures.pending),
             "model_age_seconds": age / 1000,
             "model_sequence": float(keeper.sequence),
             "model_deltas_applied": float(keeper.applied),

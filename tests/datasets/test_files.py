@@ -14,12 +14,13 @@ import pytest
 
 from mainstem import eventlog
 from mainstem.datasets.files import ingest_file
-from mainstem.schema.config import Config
+from mainstem.eventlog.memory import MemoryLog
+from mainstem.schema.config import Config, LogConfig
 from mainstem.schema.errors import ConfigError, DatasetError, InvalidRecord, TooFarAhead
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Appended
-from mainstem.schema.records import Event
-from mainstem.schema.time import now_ms
+from mainstem.schema.records import Erase, Event
+from mainstem.schema.time import now_ms, parse_time
 
 AT = 1_512_380_000_000
 ISO = "2017-12-04T09:33:20Z"
@@ -82,6 +83,17 @@ def test_every_form_gives_the_same_events(tmp_path: Path, name: str) -> None:
         Event(event_id="b", time=AT, user="ü", kind="buy"),
     ]
     assert seen[-1][0] == seen[-1][1] > 0
+
+
+def test_rows_of_the_erased_are_left_out_and_counted(tmp_path: Path) -> None:
+    log = MemoryLog(LogConfig())
+    log.append([Erase(record_id="x", time=parse_time(ISO), user="u1")])
+    path = tmp_path / "e.csv"
+    path.write_text(
+        f"time,user,kind,entity\n{ISO},u1,view,i1\n{ISO},u2,view,i1\n2030-01-01,u1,view,i1\n{ISO},u1,view,i2\n"
+    )
+    report = ingest_file(path, log.append, batch=2)
+    assert (report.accepted, report.duplicates, report.erased, report.rejected) == (1, 0, 2, 1)
 
 
 def test_mapping_default_kind_and_generated_ids(tmp_path: Path) -> None:

@@ -8,16 +8,45 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from log_checks import TINY, batch_of, check_batches, in_sqlite, open_tiny
+from log_checks import TINY, batch_of, check_batches, check_turns, event, in_sqlite, open_tiny, turn_of
 
 from mainstem.eventlog.memory import MemoryLog
 from mainstem.schema.config import LogConfig
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import LogBatch
+from mainstem.schema.records import Erase
+
+
+@contextmanager
+def writers(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    script = Path(__file__).with_name("log_writer_process.py")
+    with subprocess.Popen(
+        [sys.executable, str(script), str(folder), *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    ) as server:  # fmt: skip
+        yield server
+        assert server.stdin
+        server.stdin.close()
+
+
+def kill_one(server: subprocess.Popen[str], following: int, after: float) -> list[tuple[int, int, int]]:
+    """Let a writer begin with the batch `following` and kill it after so many seconds; what it acknowledged."""
+    assert server.stdin
+    assert server.stdout
+    server.stdin.write(f"{following}\n")
+    writer = int(server.stdout.readline().split()[1])
+    time.sleep(after)
+    os.kill(writer, signal.SIGKILL)
+    said = []
+    while (line := server.stdout.readline().strip()) != "dead":
+        number, accepted, duplicates = map(int, line.split())
+        said.append((number, accepted, duplicates))
+    return said
 
 
 def kill_writers(
@@ -26,22 +55,11 @@ def kill_writers(
     """Kill `kills` writers, checking the log after each; (batches in the log, ranges sealed)."""
     chance = random.Random(seed)
     acknowledged: list[int] = []
-    script = Path(__file__).with_name("log_writer_process.py")
-    with subprocess.Popen(
-        [sys.executable, str(script), str(folder), str(seal_rows), *([keep_age] if keep_age else [])],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-    ) as server:  # fmt: skip
-        assert server.stdin
-        assert server.stdout
+    with writers(folder, str(seal_rows), *([keep_age] if keep_age else [])) as server:
         for _ in range(kills):
             following = acknowledged[-1] + 1 if acknowledged else 0
-            server.stdin.write(f"{following}\n")
-            writer = int(server.stdout.readline().split()[1])
             # From within the opening (recovery is killed too) to well within appending and sealing.
-            time.sleep(chance.uniform(0.0, 0.4))
-            os.kill(writer, signal.SIGKILL)
-            while (line := server.stdout.readline().strip()) != "dead":
-                number, accepted, duplicates = map(int, line.split())
+            for number, accepted, duplicates in kill_one(server, following, chance.uniform(0.0, 0.4)):
                 assert number == following, "acknowledged out of turn"
                 size = len(batch_of(number))
                 # The first may have been durable already, when its writer died before it could say so.
@@ -50,7 +68,6 @@ def kill_writers(
                 following += 1
             with open_tiny(folder) as log:
                 check_batches(log, acknowledged)
-        server.stdin.close()
     with open_tiny(folder) as log:
         again = acknowledged[-1]
         assert log.append(batch_of(again)).accepted == 0, "what was acknowledged is written again"
@@ -81,6 +98,37 @@ def test_kill_nine_many_times(tmp_path: Path) -> None:
     batches, ranges = kill_writers(tmp_path, kills=60, seed=2)
     assert batches > 60
     assert ranges > 10
+
+
+def kill_while_erasing(folder: Path, kills: int, seed: int) -> int:
+    """Kill writers that append and erase, and look at every byte after each; the last turn acknowledged."""
+    chance, last = random.Random(seed), -1
+    with writers(folder, "64", "erasing") as server:
+        for _ in range(kills):
+            for number, _, _ in kill_one(server, last + 1, chance.uniform(0.0, 0.6)):
+                assert number == last + 1, "acknowledged out of turn"
+                last = number
+            with open_tiny(folder) as log:
+                check_turns(folder, log, last)
+    return last
+
+
+def test_kill_nine_while_erasing(tmp_path: Path) -> None:
+    assert kill_while_erasing(tmp_path, kills=6, seed=4) > 6
+
+
+@pytest.mark.slow
+def test_kill_nine_while_erasing_many_times(tmp_path: Path) -> None:
+    assert kill_while_erasing(tmp_path, kills=40, seed=5) > 40
+
+
+def test_canary_what_came_through_is_caught(tmp_path: Path) -> None:
+    with open_tiny(tmp_path) as log:
+        for number in range(5):
+            log.append([record for record in turn_of(number) if not isinstance(record, Erase)])
+        log.append([event(f"filler-{n}") for n in range(2)])
+        with pytest.raises(AssertionError):
+            check_turns(tmp_path, log, 4)
 
 
 class BrokenLog(MemoryLog):

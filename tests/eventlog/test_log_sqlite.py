@@ -330,7 +330,7 @@ def test_a_failed_sealing_is_kept_and_tried_again(
 def test_a_record_that_arrives_while_a_reader_looks_is_not_taken_for_gone(tmp_path: Path) -> None:
     """The reader finds nothing, the record is appended, the reader asks for the end: it must look again or wait."""
     with open_tiny(tmp_path) as log:
-        look, late = log._kept, [event("a")]
+        look, late = log._rows.kept, [event("a")]
 
         def look_then_append(start: int, limit: int) -> list[bytes]:
             found = look(start, limit)
@@ -338,9 +338,9 @@ def test_a_record_that_arrives_while_a_reader_looks_is_not_taken_for_gone(tmp_pa
                 log.append([late.pop()])
             return found
 
-        log._kept = look_then_append  # type: ignore[method-assign]
+        log._rows.kept = look_then_append  # type: ignore[method-assign]
         assert len(log.read(START)) == 1
-        end_on_disk, later = log._end_on_disk, [event("b")]
+        end_on_disk, later = log._rows.end, [event("b")]
 
         def end_then_append() -> int:
             end = end_on_disk()
@@ -348,5 +348,5 @@ def test_a_record_that_arrives_while_a_reader_looks_is_not_taken_for_gone(tmp_pa
                 log.append([later.pop()])
             return end
 
-        log._end_on_disk = end_then_append  # type: ignore[method-assign]
+        log._rows.end = end_then_append  # type: ignore[method-assign]
         assert len(log.read(log.end())) == 0

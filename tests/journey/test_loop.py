@@ -200,7 +200,7 @@ def test_an_erased_user_is_forgotten_and_not_learned_from(tmp_path: Path) -> Non
     with Loop(CONFIG, tmp_path) as loop:
         loop.append(checkerboard())
         known = curriculum.Curriculum(CONFIG, loop.parts.log, lambda *stage: None)
-        loop.append([Erase(record_id="forget-u1", time=NOW, user="u1"), purchase(1, 3, NOW, "u1 comes back")])
+        loop.append([Erase(record_id="forget-u1", time=NOW, user="u1"), purchase(1, 3, NOW + 1, "u1 comes back")])
         after = curriculum.Curriculum(CONFIG, loop.parts.log, lambda *stage: None)
         key = np.uint64(key64("user", "u1"))
         assert (known.events.user == key).sum() > 10

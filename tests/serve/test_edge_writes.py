@@ -7,6 +7,8 @@ from doubles import MemoryEngine
 from litestar.testing import TestClient
 
 from mainstem.schema.errors import TooFarAhead
+from mainstem.schema.position import Position
+from mainstem.schema.protocols import Appended
 from mainstem.schema.records import Entity, EntityDelete, EntityPatch, Erase, Event
 from mainstem.schema.time import MINUTE, now_ms, parse_time
 
@@ -123,6 +125,18 @@ def test_erasing_a_user_is_a_record(client: TestClient, engine: MemoryEngine) ->
     (erase,) = engine.records
     assert isinstance(erase, Erase)
     assert (erase.user, erase.entity) == ("u/1", None)
+
+
+def test_what_is_erased_is_counted_apart(
+    client: TestClient, engine: MemoryEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "erased" not in client.post("/v1/events", json=BUY).json()
+    monkeypatch.setattr(engine, "append", lambda records: Appended(Position.at(1), 0, 1, len(records) - 1))
+    answer = client.post("/v1/events", json=[BUY, BUY, BUY])
+    assert (answer.status_code, answer.json()) == (
+        200, {"position": "p0:1", "accepted": 0, "duplicates": 1, "erased": 2}
+    )  # fmt: skip
+    assert 'mainstem_records_erased_total{record="event"} 2.0' in client.get("/metrics").text
 
 
 def test_events_that_say_nothing_of_an_entity_may_do_without(client: TestClient, engine: MemoryEngine) -> None:

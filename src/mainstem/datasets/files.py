@@ -32,6 +32,7 @@ from mainstem.datasets.file_rows import Chunk, Milliseconds, chunks
 from mainstem.schema.config import Config
 from mainstem.schema.errors import ConfigError, DatasetError, InvalidRecord
 from mainstem.schema.ids import DEFAULT_TENANT, digest128
+from mainstem.schema.position import START
 from mainstem.schema.protocols import Appended
 from mainstem.schema.records import Event
 from mainstem.schema.time import iso, parse_time
@@ -63,6 +64,7 @@ class Append(Protocol):
 class IngestReport:
     """Rows by what became of them; `reasons` are the first few rejects in words.
 
+    `erased`: rows of users or entities that were erased at their time or after it; they are left out.
     `unknown_kinds`: good rows by kind, of the kinds that the configuration does not know (empty without one).
     """
 
@@ -71,6 +73,7 @@ class IngestReport:
     rejected: int
     seconds: float
     reasons: tuple[str, ...] = ()
+    erased: int = 0
     unknown_kinds: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -120,7 +123,7 @@ def ingest_file(
         raise ConfigError(
             f"mapping: {', '.join(sorted(unknown))} is not a field of an event; fields: {', '.join(FIELDS)}"
         )
-    accepted = duplicates = 0
+    done = Appended(START, 0, 0)
     sources: dict[str, str] | None = None
     entities = kinds_of_entities(config) if config else frozenset()
     kinds: Counter[str] = Counter()
@@ -133,13 +136,13 @@ def ingest_file(
                 sources = _sources(path, list(chunk.columns), mapping or {}, kind, entities, first=sources is None)
                 events = _events(path.name, chunk, sources, kind, entities, aside)
                 kinds.update(event.kind for _, event in events)
-                done = _append(append, events, aside)
-                accepted, duplicates = accepted + done[0], duplicates + done[1]
+                done = _sum(done, _append(append, events, aside))
             if progress:
                 progress(chunk.done, chunk.total)
     known = known_kinds(config) if config else tuple(kinds)
     strange = {name: count for name, count in kinds.most_common() if name not in known}
-    return IngestReport(accepted, duplicates, aside.count, time.monotonic() - started, tuple(aside.first), strange)
+    seconds, reasons = time.monotonic() - started, tuple(aside.first)
+    return IngestReport(done.accepted, done.duplicates, aside.count, seconds, reasons, done.erased, strange)
 
 
 class _Rejects:
@@ -359,19 +362,23 @@ def _extra(value: Any) -> Extra | None:
     return json.dumps(value, default=str)
 
 
-def _append(append: Append, events: list[tuple[int, Event]], aside: _Rejects) -> tuple[int, int]:
-    """(accepted, duplicates). A log takes a batch whole or not at all, so a refused one is halved until the
+def _append(append: Append, events: list[tuple[int, Event]], aside: _Rejects) -> Appended:
+    """What became of them. A log takes a batch whole or not at all, so a refused one is halved until the
     rows it objects to (too far ahead in time, for one) are alone and set aside."""
     if not events:
-        return 0, 0
+        return Appended(START, 0, 0)
     try:
-        done = append([event for _, event in events])
+        return append([event for _, event in events])
     except InvalidRecord as error:
         if len(events) == 1:
             number, event = events[0]
             aside.add(number, f"{error.field.rpartition('.')[2]}: {error.reason}", msgspec.to_builtins(event))
-            return 0, 0
+            return Appended(START, 0, 0)
         half = len(events) // 2
-        left, right = _append(append, events[:half], aside), _append(append, events[half:], aside)
-        return left[0] + right[0], left[1] + right[1]
-    return done.accepted, done.duplicates
+        return _sum(_append(append, events[:half], aside), _append(append, events[half:], aside))
+
+
+def _sum(a: Appended, b: Appended) -> Appended:
+    """Both, one after the other."""
+    counts = a.accepted + b.accepted, a.duplicates + b.duplicates, a.erased + b.erased
+    return Appended(a.position.merge(b.position), *counts)

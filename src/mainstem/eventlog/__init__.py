@@ -7,6 +7,10 @@
     sealing.py    moves ranges from SQLite to history, in the background
     arrivals.py   when records arrived, so that old ones can leave
     history.py    sealed ranges as Parquet, typed columns and the lossless record
+    rows.py       what SQLite holds of the log, and how far followers have come
+    forgetting.py what an erasure removes: pure functions on records
+    tombstones.py who is erased, without saying so: keyed hashes in a folder beside the log
+    erasing.py    takes what is erased out of the files, by slices, in the background
     dedup.py      which ids the log holds, over its whole length
 
 `open` picks by URL.

@@ -12,7 +12,7 @@ import msgspec
 
 from mainstem.schema.errors import InvalidRecord, TooFarAhead
 from mainstem.schema.ids import digest128
-from mainstem.schema.records import Erase, Event, LogRecord, Served, encode_record, record_id
+from mainstem.schema.records import Erase, Erased, Event, LogRecord, Served, encode_record, record_id
 
 __all__ = ["Admitted", "admit", "check_skew", "decode_many", "id_digest"]
 
@@ -70,6 +70,8 @@ def check_skew(records: Sequence[LogRecord], now: int, skew: int) -> None:
 
 def id_digest(record: LogRecord) -> bytes:
     """16 bytes that stand for (tenant, record id): the log's idempotency key."""
+    if isinstance(record, Erased):
+        return record.digest
     return digest128(f"{record.tenant}\x1f{record_id(record)}")
 
 
@@ -133,6 +135,8 @@ def _event_fault(event: Event) -> tuple[str, str]:
 
 
 def _fault(record: LogRecord) -> tuple[str, str] | None:
+    if isinstance(record, Erased):
+        return "record", "stands for what is erased; only the log itself writes it"
     if not record_id(record):
         return "record_id", "must not be empty"
     if not record.tenant:

@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from mainstem.schema.errors import LogError, StoreError
@@ -20,8 +20,10 @@ CREATE TABLE IF NOT EXISTS records (offset INTEGER PRIMARY KEY, digest BLOB NOT 
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS arrivals (offset INTEGER PRIMARY KEY, time INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS followers (name TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erasures (offset INTEGER PRIMARY KEY, arrived INTEGER NOT NULL, state INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS swept (file TEXT PRIMARY KEY, stamp TEXT NOT NULL, mark INTEGER NOT NULL) WITHOUT ROWID;
 """
-_FORMAT = 2  # 2 added the table of arrivals
+_FORMAT = 3  # 2 added the table of arrivals, 3 those of erasing
 _BUSY_MS = 10_000
 
 
@@ -94,6 +96,23 @@ class Connections:
                 self._writer.execute("ROLLBACK")
             raise
 
+    def empty_wal(self, writing: AbstractContextManager[object]) -> bool:
+        """Carry the write-ahead log over into the main file and cut it to nothing, so that no earlier version of a
+        page is left in it; False where somebody else reads or writes at this moment. `writing`: the writer's lock."""
+        self.check_open()
+        connection = self._connect(synchronous="FULL")
+        try:
+            connection.execute("PRAGMA busy_timeout=0")
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # most of it, without being in anybody's way
+            with writing:
+                return not connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                return False
+            raise StoreError(f"{self._path}: {error}") from error
+        finally:
+            connection.close()
+
     def check_open(self) -> None:
         if self._closed:
             raise LogError("the log is closed")
@@ -111,6 +130,7 @@ class Connections:
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
             connection.execute(f"PRAGMA synchronous={synchronous}")
+            connection.execute("PRAGMA secure_delete=ON")  # what is deleted or replaced is overwritten with zeros
         except sqlite3.Error as error:
             raise StoreError(f"{self._path}: {error}") from error
         return connection

@@ -1,8 +1,9 @@
 """Sealed ranges of the log as Parquet: for analysis with DuckDB, Ibis or Spark, and for reading on from a Position.
 
 One file `range-FIRST-LAST.parquet` holds the records of offsets FIRST to LAST (exclusive), in order, without
-gaps. It is written under a temporary name, synced and renamed, so a file that matches `range-*.parquet` is
-always whole. Columns (null where a record has no such field; times int64 ms since 1970 UTC):
+gaps; a record that is erased leaves a row of tag `erased`, empty but for its tenant. A file is written under a
+temporary name, synced and renamed, so one that matches `range-*.parquet` is always whole. Columns (null where a
+record has no such field; times int64 ms since 1970 UTC):
 
     offset int64, tag, time int64, received_at int64, tenant, user, entity_type, entity, kind, value double,
     session, request_id, place int32, canvas, query, extras (JSON text), body (MessagePack, lossless)
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -28,7 +29,7 @@ import pyarrow.parquet as pq
 from mainstem.eventlog.admission import decode_many
 from mainstem.eventlog.dedup import publish, sync_folder
 from mainstem.schema.errors import StoreError
-from mainstem.schema.records import Erase, Event, LogRecord, Served
+from mainstem.schema.records import Erase, Erased, Event, LogRecord, Served
 
 __all__ = ["ROW_GROUP", "SCHEMA", "History", "Range", "table_of"]
 
@@ -88,6 +89,8 @@ def _row(record: LogRecord) -> Event | _Row:
             record.time, record.received_at, record.tenant, record.user, session=asked.session, query=asked.query,
             request_id=record.slate.request_id, canvas=record.slate.canvas, extras=asked.extras,
         )  # fmt: skip
+    if isinstance(record, Erased):
+        return _Row(record.time, record.received_at, record.tenant)
     user = record.user if isinstance(record, Erase) else None
     kind = record.entity_type if record.entity is not None else None
     return _Row(record.time, record.received_at, record.tenant, user, kind, record.entity)
@@ -174,6 +177,22 @@ class History:
         path = self.folder / f"range-{first:020d}-{last:020d}.parquet"
         publish(temp, path)
         return Range(first, last, path)
+
+    def replace(self, span: Range, changed: Mapping[int, bytes]) -> None:
+        """Write the file anew, with other records at the offsets of `changed`, beside the old one; then swap."""
+
+        def chunks() -> Iterator[list[bytes]]:
+            with pq.ParquetFile(span.path) as file:
+                for group in range(file.num_row_groups):
+                    first = span.first + group * ROW_GROUP
+                    bodies = file.read_row_group(group, columns=["body"]).column(0).to_pylist()
+                    yield [changed.get(first + place, body) for place, body in enumerate(bodies)]
+
+        if self.write(span.first, chunks()).path != span.path:
+            raise StoreError(f"{span.path} does not hold the records that its name says")
+        with self._lock:
+            for key in [key for key in self._groups if key[0] == span.path]:
+                del self._groups[key]
 
     def tidy(self, sealed: int) -> None:
         """Remove what a crash left: temporary files, and ranges past `sealed` (their records are still in SQLite)."""

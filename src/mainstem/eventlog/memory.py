@@ -6,25 +6,30 @@ import time
 from collections.abc import Sequence
 from threading import Condition
 
+import msgspec
+
 from mainstem.eventlog.admission import admit
+from mainstem.eventlog.forgetting import USER, Name, forgotten, guest_in, target
 from mainstem.schema.config import LogConfig
 from mainstem.schema.errors import LogError
 from mainstem.schema.position import START, Position
-from mainstem.schema.protocols import Appended, LogBatch
-from mainstem.schema.records import LogRecord, record_id
+from mainstem.schema.protocols import Appended, Erasures, LogBatch
+from mainstem.schema.records import Erase, Erased, Event, LogRecord, record_id
 from mainstem.schema.time import now_ms, parse_duration
 
 __all__ = ["MemoryLog"]
 
 
 class MemoryLog:
-    """`Log` without durability. Nothing is ever sealed, dropped or forgotten."""
+    """`Log` without durability. Nothing is ever sealed or dropped; what is erased is gone when `append` returns."""
 
     def __init__(self, config: LogConfig) -> None:
         self._skew = parse_duration(config.skew)
         self._records: list[LogRecord] = []
         self._known: set[tuple[str, str]] = set()
         self._followers: dict[str, Position] = {}
+        self._erased: dict[Name, int] = {}  # the time of the last erasure of each
+        self._guests: list[Erase] = []
         self._changed = Condition()
         self._closed = False
 
@@ -33,14 +38,42 @@ class MemoryLog:
         with self._changed:
             self._check_open()
             before = len(self._records)
-            for record in admitted.records:
-                key = (record.tenant, record_id(record))
-                if key not in self._known:
-                    self._known.add(key)
-                    self._records.append(record)
+            duplicates = sum(not self._take(record) for record in admitted.records)
+            end = len(self._records)
+            while guests := self._guests:  # of which each may have been joined to others before
+                self._guests = []
+                for guest in guests:
+                    self._take(guest)
             self._changed.notify_all()
-            accepted = len(self._records) - before
-            return Appended(Position.at(len(self._records)), accepted, len(records) - accepted)
+            return Appended(Position.at(end), end - before, duplicates, len(records) - (end - before) - duplicates)
+
+    def _take(self, record: LogRecord) -> bool:
+        """Append `record`, or what is left of it; False where its id is known."""
+        key = (record.tenant, record_id(record))
+        if key in self._known:
+            return False
+        if isinstance(record, Erase):
+            self._erase(record)
+        else:
+            record = forgotten(record, lambda name: name in self._erased and record.time <= self._erased[name])
+        if not isinstance(record, Erased):
+            self._known.add(key)
+            self._records.append(record)
+        return True
+
+    def _erase(self, erase: Erase) -> None:
+        """Take the name out of all that is here."""
+        gone = target(erase)
+        for offset, record in enumerate(self._records):
+            left = forgotten(record, lambda name: name == gone)
+            if left is not record:
+                self._records[offset] = left
+                guest = guest_in(record)
+                if guest and isinstance(record, Event) and gone[1:] == (USER, record.user) and guest != record.user:
+                    self._guests.append(
+                        msgspec.structs.replace(erase, record_id=f"erase-{guest}-{offset}", user=guest, entity=None)
+                    )
+        self._erased[gone] = max(erase.time, self._erased.get(gone, erase.time))
 
     def append_each(self, batches: Sequence[Sequence[LogRecord]]) -> list[Appended | Exception]:
         outcomes: list[Appended | Exception] = []
@@ -60,6 +93,11 @@ class MemoryLog:
             records = self._records[at : at + max(0, limit)]
             upto = at + len(records)
             return LogBatch(records, list(range(at, upto)), Position.at(upto))
+
+    def erasures(self) -> Erasures:
+        with self._changed:
+            self._check_open()
+            return Erasures(len(self._erased), 0)
 
     def end(self) -> Position:
         with self._changed:

@@ -1,4 +1,5 @@
-"""Moves ranges that are full or too old from SQLite to history, in the background of the writing process.
+"""Moves ranges that are full or too old from SQLite to history, in the background of the writing process. Its
+thread takes what is erased out of the files, too (`erasing.py`).
 
 The order is what makes a crash harmless anywhere: (1) the Parquet file and (2) the ids file are written
 durably, (3) the log notes `sealed` in one transaction, and only (4) later do records leave SQLite. Before (3)
@@ -19,6 +20,8 @@ from mainstem.eventlog.history import ROW_GROUP, History
 __all__ = ["Sealer", "rebuild_ids", "seal_range"]
 
 _logger = logging.getLogger("mainstem.eventlog")
+
+_AGAIN, _BREATH = 60.0, 0.002  # seconds: after a failure, and between slices, so that others come to their turn
 
 Rows = Callable[[int, int], tuple[list[bytes], list[bytes]]]
 """(first, last) -> bodies and digests of the records at these offsets."""
@@ -59,10 +62,15 @@ class Sealable(Protocol):
         """Let sealed ranges leave SQLite, as far as allowed; how many records left."""
         ...
 
+    def erase_some(self) -> float | None:
+        """Take a slice of what is erased out of the files; seconds until there is more to do, None until something
+        is erased."""
+        ...
+
 
 class Sealer:
-    """One thread that seals and drops whenever it is woken, and every `every` seconds where given. A failure is
-    logged, and tried again the next time."""
+    """One thread that seals, drops and erases whenever it is woken, and every `every` seconds where given. A failure
+    is logged, and tried again the next time; that of an erasure after a minute at most."""
 
     def __init__(self, log: Sealable, every: float | None = None) -> None:
         self._log = log
@@ -80,24 +88,44 @@ class Sealer:
             self._wake.notify()
 
     def stop(self) -> None:
-        """Finish the range at hand and end; what is due waits for the next start."""
+        """Finish the range or the slice at hand and end; what is due waits for the next start."""
         with self._wake:
             self._stop = True
             self._wake.notify()
         self._thread.join()
 
     def _run(self) -> None:
+        left: float | None = None  # seconds until more is to be erased
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._due or self._stop, self._every)
+                self._wake.wait_for(lambda: self._due or self._stop, _least(self._every, left))
                 if self._stop:
                     return
                 self._due = False
-            try:
-                while not self._stop and self._log.seal_due():
-                    self._log.drop_sealed()
+            sealing = self._seal()
+            left, erasing = self._erase()
+            self.error = sealing or erasing
+
+    def _seal(self) -> Exception | None:
+        try:
+            while not self._stop and self._log.seal_due():
                 self._log.drop_sealed()
-                self.error = None
-            except Exception as error:
-                self.error = error
-                _logger.exception("sealing a range failed; its records stay in SQLite and it is tried again")
+            self._log.drop_sealed()
+        except Exception as error:
+            _logger.exception("sealing a range failed; its records stay in SQLite and it is tried again")
+            return error
+        return None
+
+    def _erase(self) -> tuple[float | None, Exception | None]:
+        """One slice: sealing comes first again after it."""
+        try:
+            left = self._log.erase_some()
+        except Exception as error:
+            _logger.exception("erasing from the files of the log failed; readers do not see it, and it is tried again")
+            return _AGAIN, error
+        return None if left is None else max(left, _BREATH), None
+
+
+def _least(*waits: float | None) -> float | None:
+    """The least of them; None waits for ever."""
+    return min((wait for wait in waits if wait is not None), default=None)

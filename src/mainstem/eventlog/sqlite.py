@@ -4,7 +4,8 @@ Acknowledged means durable: `synchronous=FULL` syncs the write-ahead log on ever
 arrive while a commit is under way share the next one (group commit, DeWitt et al. 1984). One process writes,
 held by a lock file that dies with it; any process reads. Offsets are dense: 0, 1, 2 ... without gaps.
 
-Idempotency: an id is refused for as long as the log is kept, see `dedup.py`.
+Idempotency: an id is refused for as long as the log is kept, see `dedup.py`. What an `Erase` forgets is refused,
+hidden from readers at once, and taken out of the files in the background, see `erasing.py`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from mainstem.eventlog.admission import Admitted, admit, decode_many
 from mainstem.eventlog.arrivals import Arrivals
 from mainstem.eventlog.connections import Connections, lock_writer
 from mainstem.eventlog.dedup import IdRun, Ids
+from mainstem.eventlog.erasing import Eraser
 from mainstem.eventlog.history import History
+from mainstem.eventlog.rows import Arrival, Followers, Rows
 from mainstem.eventlog.sealing import Sealer, rebuild_ids, seal_range
 from mainstem.schema.config import LogConfig
 from mainstem.schema.errors import LogError, PositionGone, StoreError
-from mainstem.schema.position import START, Position
-from mainstem.schema.protocols import Appended, LogBatch
+from mainstem.schema.position import Position
+from mainstem.schema.protocols import Appended, Erasures, LogBatch
 from mainstem.schema.records import LogRecord
 from mainstem.schema.time import now_ms, parse_duration
 
@@ -70,7 +73,12 @@ class SqliteLog:
         self._loaded = self._unsure = self._closed = False
         self._end = self._sealed = self._first = 0
         self._store = Connections(path)
+        self._rows, self._followers = Rows(self._store, path), Followers(self._store)
         self._arrivals = Arrivals(self._store, config.keep_age)
+        self._eraser = Eraser(
+            path, self._store, self.history, self._sealing, self._writing, self.append,
+            parse_duration(config.keep_erasures),
+        )  # fmt: skip
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -140,27 +148,18 @@ class SqliteLog:
     def _commit(self, group: Sequence[_Ticket]) -> None:
         digests = [digest for ticket in group for digest in ticket.admitted.digests]
         known = iter(self._ids.known(digests).tolist())
+        arrival = Arrival(self._eraser.tombstones(), self._end)
         new: dict[bytes, None] = {}
-        rows: list[tuple[int, bytes, bytes]] = []
-        outcomes: list[Appended] = []
-        for ticket in group:
-            before = len(rows)
-            for digest, body in zip(ticket.admitted.digests, ticket.admitted.bodies, strict=True):
-                if not next(known) and digest not in new:
-                    new[digest] = None
-                    rows.append((self._end + len(rows), digest, body))
-            accepted = len(rows) - before
-            outcomes.append(
-                Appended(Position.at(self._end + len(rows)), accepted, len(ticket.admitted.bodies) - accepted)
-            )
-        if rows:
+        outcomes = [arrival.add(ticket.admitted, known, new) for ticket in group]
+        if arrival.rows:
             with self._store.transaction() as writer:
-                writer.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
+                arrival.insert(writer)
+            self._eraser.commit(arrival.erasures)
             self._ids.add(self._end, list(new))
             with self._changed:
-                self._end += len(rows)
+                self._end = arrival.end
                 self._changed.notify_all()
-            if self._end >= self._next_seal():
+            if arrival.erasures or self._end >= self._next_seal():
                 self._wake()
         for ticket, outcome in zip(group, outcomes, strict=True):
             ticket.done = outcome
@@ -172,30 +171,33 @@ class SqliteLog:
         unless the log ends. Raises PositionGone where neither has them, LogError past the end of the log."""
         first = start.offset()
         bodies: list[bytes] = []
-        if limit <= 0 and first > (end := self._end_on_disk()):
+        if limit <= 0 and first > (end := self._rows.end()):
             raise LogError(f"position {start} lies after the end of the log, {Position.at(end)}")
         while len(bodies) < limit:
             at, wanted = first + len(bodies), limit - len(bodies)
-            if kept := self._kept(at, wanted):
+            if kept := self._rows.kept(at, wanted):
                 bodies += kept  # SQLite has all from its first record to the end of the log
                 break
-            end = self._end_on_disk()
+            end = self._rows.end()
             if at >= end:
                 if first > end:
                     raise LogError(f"position {start} lies after the end of the log, {Position.at(end)}")
                 break
             # Again SQLite: the record may have been appended between the first look and the second.
-            part = self.history.bodies(at, wanted) or self._kept(at, wanted)
+            part = self.history.bodies(at, wanted) or self._rows.kept(at, wanted)
             if not part:
                 if bodies:
                     break
                 raise PositionGone(f"the records at {start} are neither in {self._path} nor in {self.history.folder}")
             bodies += part
         upto = first + len(bodies)
-        return LogBatch(decode_many(bodies), list(range(first, upto)), Position.at(upto))
+        records, held = decode_many(bodies), self._eraser.tombstones()
+        if first < held.reach:
+            records = [held.read(record, first + place) for place, record in enumerate(records)]
+        return LogBatch(records, list(range(first, upto)), Position.at(upto))
 
     def end(self) -> Position:
-        return Position.at(self._end if self._loaded else self._end_on_disk())
+        return Position.at(self._end if self._loaded else self._rows.end())
 
     def wait(self, seen: Position, timeout: float) -> bool:
         """Woken at once by this process's appends; another process's are seen within 5 ms."""
@@ -211,47 +213,15 @@ class SqliteLog:
                     self._changed.wait(left)
         return True
 
-    def _kept(self, start: int, limit: int) -> list[bytes]:
-        """Up to `limit` records from offset `start`, if SQLite has that one."""
-        with self._store.shared() as reader:
-            rows = reader.execute(
-                "SELECT offset, body FROM records WHERE offset >= ? AND offset < ? ORDER BY offset",
-                (start, start + limit),
-            ).fetchall()
-        return [body for _, body in rows] if rows and rows[0][0] == start else []
-
-    def _rows(self, first: int, last: int) -> tuple[list[bytes], list[bytes]]:
-        """Bodies and digests of the records at offsets `first` to `last`, which SQLite has."""
-        with self._store.shared() as reader:
-            rows = reader.execute(
-                "SELECT body, digest FROM records WHERE offset >= ? AND offset < ? ORDER BY offset", (first, last)
-            ).fetchall()
-        if len(rows) != last - first:
-            raise StoreError(f"{self._path} lacks records between {first} and {last}: it is damaged")
-        return [body for body, _ in rows], [digest for _, digest in rows]
-
-    def _end_on_disk(self) -> int:
-        with self._store.shared() as reader:
-            newest = reader.execute("SELECT max(offset) FROM records").fetchone()[0]
-            if newest is None:  # all of it is sealed and gone
-                newest = reader.execute("SELECT coalesce(max(value), 0) - 1 FROM meta WHERE name = 'first'").fetchone()[
-                    0
-                ]
-        return int(newest) + 1
-
     # ---- followers -------------------------------------------------------------------------------
 
     def follow(self, name: str) -> Position:
         """Followers may live in any process; a kept snapshot follows as `snapshot:NAME`."""
-        with self._store.shared() as connection:
-            connection.execute("INSERT OR IGNORE INTO followers VALUES (?, ?)", (name, str(START)))
-            found = connection.execute("SELECT position FROM followers WHERE name = ?", (name,)).fetchone()
-        return Position.parse(found[0])
+        return self._followers.follow(name)
 
     def note(self, name: str, position: Position) -> None:
         """Not synced by itself: after a power cut an older position may be found, which holds more back, never less."""
-        with self._store.shared() as connection:
-            connection.execute("INSERT OR REPLACE INTO followers VALUES (?, ?)", (name, str(position)))
+        self._followers.note(name, position)
         bound = min(self._sealed, self._end - self._keep_rows, position.offset())
         sealer = self._sealer
         if sealer and bound // self._seal_rows > self._first // self._seal_rows:
@@ -259,14 +229,22 @@ class SqliteLog:
 
     def unfollow(self, name: str) -> None:
         """Forget the follower `name`; it holds nothing back any more."""
-        with self._store.shared() as connection:
-            connection.execute("DELETE FROM followers WHERE name = ?", (name,))
+        self._followers.unfollow(name)
 
     def followers(self) -> dict[str, Position]:
         """Every follower's noted position, by name."""
-        with self._store.shared() as connection:
-            rows = connection.execute("SELECT name, position FROM followers").fetchall()
-        return {name: Position.parse(text) for name, text in rows}
+        return self._followers.all()
+
+    # ---- erasing ---------------------------------------------------------------------------------
+
+    def erasures(self) -> Erasures:
+        """How far the erasures in the log have come."""
+        return self._eraser.progress()
+
+    def erase_some(self) -> float | None:
+        """Take a slice of what is erased out of the files; seconds until there is more to do, None until something
+        is erased. The background thread calls it."""
+        return self._eraser.step()
 
     # ---- sealing ---------------------------------------------------------------------------------
 
@@ -300,7 +278,7 @@ class SqliteLog:
         """Let sealed records leave SQLite that every follower has passed: the oldest whole ranges beyond `keep_rows`,
         and all that are older than `keep_age`. How many left."""
         with self._sealing:
-            free = min([self._sealed, *(position.offset() for position in self.followers().values())])
+            free = self._followers.slowest(self._sealed)
             before = upto = reach = self._first
             for span in self.history.ranges():  # only what history has without a gap
                 reach = span.last if span.first <= reach < span.last else reach
@@ -320,7 +298,7 @@ class SqliteLog:
             if last <= first:
                 return False
             self.history.tidy(first)
-            run = seal_range(self.history, self._rows, first, last, self._save_ids)
+            run = seal_range(self.history, self._rows.whole, first, last, self._save_ids)
             with self._writing:
                 with self._store.transaction() as writer:
                     writer.execute("INSERT OR REPLACE INTO meta VALUES ('sealed', ?)", (last,))
@@ -375,8 +353,7 @@ class SqliteLog:
 
     def _load(self) -> None:
         """Read back what the disk holds, and clear away what a crash left half done."""
-        with self._store.shared() as reader:
-            meta = dict(reader.execute("SELECT name, value FROM meta").fetchall())
+        meta = self._rows.meta()
         self._sealed, self._first = meta.get("sealed", 0), meta.get("first", 0)
         self.history.tidy(self._sealed)
         for run in rebuild_ids(self.history, self._ids.load(self._sealed), self._sealed, self._save_ids):
@@ -384,16 +361,18 @@ class SqliteLog:
         self._arrivals.load()
         self._end = self._sealed
         self._catch_up()
+        self._eraser.load(self._end)
         self._loaded = True
-        if self._arrivals.every or self._end >= self._next_seal() or self._sealed > self._first:
+        if self._eraser.waiting or self._arrivals.every or self._end >= self._next_seal() or self._sealed > self._first:
             self._wake()
 
     def _catch_up(self) -> None:
         """Take in what the disk holds beyond `_end`: after opening, and after a commit whose fate is not known."""
-        end = self._end_on_disk()
+        end = self._rows.end()
         for at in range(self._end, end, _GROUP_ROWS):
-            self._ids.add(at, self._rows(at, min(end, at + _GROUP_ROWS))[1])
+            self._ids.add(at, self._rows.whole(at, min(end, at + _GROUP_ROWS))[1])
         with self._changed:
             self._end = end
             self._changed.notify_all()
+        self._eraser.learn()
         self._unsure = False

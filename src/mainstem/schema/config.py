@@ -250,6 +250,8 @@ class LogConfig(_Section):
     """Records that stay in SQLite although sealed, unless `keep_age` says otherwise."""
     keep_age: Duration | None = None
     """Records older than this, by arrival, are sealed even if their range is not full, and leave SQLite; 1m or more."""
+    keep_erasures: Duration = "30d"
+    """How long the record of an erasure names its user, at least: a model older than that learns of it no more."""
 
     @field_validator("keep_age")
     @classmethod

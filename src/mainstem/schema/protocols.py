@@ -21,6 +21,7 @@ __all__ = [
     "Appended",
     "Catalog",
     "Counts",
+    "Erasures",
     "FeatureStore",
     "FeatureView",
     "Floats",
@@ -39,16 +40,30 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What an append did: `position` covers every record of the batch, also those known before."""
+    """What an append did: `position` covers every record of the batch, also those that were not written.
+
+    `duplicates`: their id was known. `erased`: they are of a user or an entity erased at their time or after it.
+    """
 
     position: Position
     accepted: int
     duplicates: int
+    erased: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Erasures:
+    """How far erasures have come (law 10). `known`: users and entities erased; `pending`: steps of erasing (an
+    erasure is one, and the end of its own record another) that have not reached every file of the log."""
+
+    known: int
+    pending: int
 
 
 @dataclass(frozen=True, slots=True)
 class LogBatch:
-    """A run of records. `offsets[i]` is the place of `records[i]`; `next` is where to read on."""
+    """A run of records. `offsets[i]` is the place of `records[i]`; `next` is where to read on. An `Erased` stands
+    at each place where a record is erased: offsets have no gaps."""
 
     records: list[LogRecord]
     offsets: list[int]
@@ -62,7 +77,8 @@ class Log(Protocol):
     """One log (law 1). Safe to use from several threads; one writing process, many reading ones."""
 
     def append(self, records: Sequence[LogRecord]) -> Appended:
-        """All or nothing, durable on return; records whose id is known are skipped (and counted)."""
+        """All or nothing, durable on return; records whose id is known are skipped (and counted), and so is what is
+        of an erased user or entity and not later than the erasure."""
         ...
 
     def append_each(self, batches: Sequence[Sequence[LogRecord]]) -> list[Appended | Exception]:
@@ -71,7 +87,12 @@ class Log(Protocol):
         ...
 
     def read(self, start: Position, limit: int = 10_000) -> LogBatch:
-        """The records from `start` on. Raises PositionGone where they are no longer kept."""
+        """The records from `start` on. Raises PositionGone where they are no longer kept. What a durable `Erase`
+        further on forgets does not come through."""
+        ...
+
+    def erasures(self) -> Erasures:
+        """How far the erasures in the log have come."""
         ...
 
     def end(self) -> Position:

@@ -21,6 +21,7 @@ __all__ = [
     "EntityDelete",
     "EntityPatch",
     "Erase",
+    "Erased",
     "Event",
     "LogRecord",
     "Pool",
@@ -128,6 +129,19 @@ class Erase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
     user: str | None = None
     entity: str | None = None
     entity_type: str = "item"
+    received_at: int = 0
+    tenant: str = DEFAULT_TENANT
+    v: int = 1
+
+
+class Erased(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="r", tag="erased"):
+    """Stands in the log where a record was that is erased (law 10). Only the log itself writes it; readers skip it.
+
+    `digest`: the 16 bytes by which the log knows the id of the record that was here, so that it stays refused.
+    """
+
+    digest: bytes
+    time: int = 0
     received_at: int = 0
     tenant: str = DEFAULT_TENANT
     v: int = 1
@@ -256,8 +270,8 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
     v: int = 1
 
 
-LogRecord = Event | Entity | EntityPatch | EntityDelete | Erase | Served
-RecordTag = Literal["event", "entity", "patch", "delete", "erase", "served"]
+LogRecord = Event | Entity | EntityPatch | EntityDelete | Erase | Erased | Served
+RecordTag = Literal["event", "entity", "patch", "delete", "erase", "erased", "served"]
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[LogRecord] = msgspec.msgpack.Decoder(LogRecord)
@@ -275,4 +289,6 @@ def decode_record(data: bytes) -> LogRecord:
 
 def record_id(record: LogRecord) -> str:
     """The idempotency key: appending a second record with the same id changes nothing."""
+    if isinstance(record, Erased):
+        return record.digest.hex()
     return record.event_id if isinstance(record, Event) else record.record_id

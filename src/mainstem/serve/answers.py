@@ -211,6 +211,7 @@ class Answers:
                 position=str(appended.position),
                 accepted=appended.accepted,
                 duplicates=appended.duplicates,
+                erased=appended.erased or msgspec.UNSET,
                 notes=list(notes) or msgspec.UNSET,
             )
         )

@@ -19,6 +19,8 @@ FIGURES = {
     "model_sequence": "The last delta in use, counted from its base.",
     "model_deltas_applied": "Deltas taken into use since the start.",
     "model_set_aside": "Snapshots and deltas that were not taken into use.",
+    "erasures_known": "Users and entities that are erased.",
+    "erasures_pending": "Steps of erasing that have not reached every file of the log.",
     "trainer_lag_records": "Records of the log that the trainer has not come to.",
     "trainer_records": "Records that the trainer has read since its start.",
     "trainer_positives": "Events that it has learned from.",
@@ -29,7 +31,7 @@ FIGURES = {
     "trainer_refused": "Updates that the guard refused.",
     "trainer_loss": "Loss of the latest micro-batch before it was learned.",
 }
-"""Gauges of the model in use, and of a trainer in the same process."""
+"""Gauges of the model in use, of what the log erases, and of a trainer in the same process."""
 
 
 class Metrics:
@@ -58,6 +60,9 @@ class Metrics:
         self._duplicates = Counter(
             "mainstem_records_duplicate", "Records whose id was known already.", ["record"], registry=registry
         )
+        self._erased = Counter(
+            "mainstem_records_erased", "Records refused as of an erased user or entity.", ["record"], registry=registry
+        )
         self._refused = Counter(
             "mainstem_writes_refused",
             "Writes answered 503 because the state was further behind the log than serve.max_lag.",
@@ -83,6 +88,7 @@ class Metrics:
         """`record` is one of event, entity, patch, delete, erase."""
         self._accepted.labels(record).inc(appended.accepted)
         self._duplicates.labels(record).inc(appended.duplicates)
+        self._erased.labels(record).inc(appended.erased)
 
     def refused(self) -> None:
         """A write was refused because the state lags too far."""

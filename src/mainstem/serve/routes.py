@@ -102,7 +102,7 @@ async def get_entity(request: Asked) -> Response[bytes]:
 
 @delete("/v1/users/{user_id:str}", status_code=202, tags=["write"], opt={"answer": wire.Accepted})
 async def erase_user(request: Asked) -> Response[bytes]:
-    """Forget a user: their state and kept slates go, and training no longer reads their past events."""
+    """Forget a user: all that was recorded of them until now goes, everywhere."""
     surface = _surface(request)
     return _json(await surface.appends.run(surface.answers.erase, _at(request, "user_id")), 202)
 

@@ -174,12 +174,14 @@ class SimilarQuery(_In, frozen=True, kw_only=True):
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """What was written. Pass `position` as `after` to read your writes.
 
-    `notes` names what was accepted but will count for nothing (an event kind that is not configured).
+    `erased`, where there are any: records of an erased user or entity and not later than the erasure; they are not
+    written. `notes` names what was accepted but will count for nothing (an event kind that is not configured).
     """
 
     position: str
     accepted: int
     duplicates: int
+    erased: int | UnsetType = UNSET
     notes: list[str] | UnsetType = UNSET
 
 
