@@ -96,7 +96,7 @@ class PoolJoin:
     """
 
     def __init__(
-        self, heads: Mapping[str, HeadConfig], inputs: Sequence[str], *, had: str | None = None, most: int = 2_000,
+        self, heads: Mapping[str, HeadConfig], inputs: Sequence[str], *, had: str | None = None, most: int = 1_000,
         lateness: int = HOUR,
     ) -> None:  # fmt: skip
         self.heads, self.inputs, self.most, self.lateness = list(heads.values()), list(inputs), most, lateness

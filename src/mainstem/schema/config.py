@@ -202,7 +202,7 @@ class OnlineConfig(_Section):
     """Records behind the log beyond which the oldest are noted in histories but not learned from; they are counted."""
     loss_jump: float = Field(default=0.5, gt=0)
     """The guard refuses an update whose loss is so much above its running reference: 0.5 is half more."""
-    pools: int = Field(default=2_000, ge=0)
+    pools: int = Field(default=1_000, ge=0)
     """Candidate pools that wait for labels at most; one more lets the oldest go."""
     ranking_learning_rate: float = Field(default=1e-4, ge=0)
     """Of the ranking network, for a full batch of slates; 0 leaves it to rebuilds."""
@@ -272,8 +272,8 @@ class ServeConfig(_Section):
     served_sample: float = Field(default=1.0, ge=0.0, le=1.0)
     """Share of slates put on record."""
     pool_sample: float = Field(default=0.05, ge=0.0, le=1.0)
-    """Share of slates put on record with all their candidates, some 50 KB each: what the ranking network learns from
-    online. A request's `pool` asks for it too."""
+    """Share of slates put on record with all their candidates, some 100 KB each: what the ranking network learns
+    from online. A request's `pool` asks for it too."""
     lines: list[Name] = []
     """Model lines in the weights store, beside `main`, that requests may ask by `model_line`: to compare."""
     max_lag: int = Field(default=500_000, ge=1)
