@@ -116,7 +116,7 @@ class Lookup:
             raise RuntimeError("apply_gradients needs a gather with gradient=True before it, each time")
         self._pending = None
         if pending.rows.grad is not None:
-            self.table.update(pending._table_rows, pending.rows.grad.numpy(), learning_rate)
+            self.table.update(pending._table_rows, pending.rows.grad.numpy(), learning_rate, distinct=True)
 
     def _rows(self, unique: Keys, classes: list[int], family: Numbers, sights: Numbers, time: int) -> Rows:
         """The row of each key [u]: created, if its family is not -1, or only found."""
