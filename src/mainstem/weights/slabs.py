@@ -233,11 +233,11 @@ class SlabTable:
         """The step is made on copies; then each row is written in one go, so that readers wait for no step."""
         body = self._body
         if distinct:
-            named = rows >= 0
-            held, places = np.concatenate([[-1], rows[named]]), np.cumsum(named)
+            used = rows >= 0
+            held, places = np.concatenate([[-1], rows[used]]), np.cumsum(used)
         else:
-            once, places = unique_places((rows + 1).astype(np.uint64))
-            held = once.astype(np.int64) - 1
+            named, places = unique_places((rows + 1).astype(np.uint64))
+            held = named.astype(np.int64) - 1
         # held[0] is -1, for what is skipped
         values, state = body.slab.values[held], body.slab.state[held]
         for optimizer, chosen in steps:

@@ -66,9 +66,9 @@ def _find_part(
     for i in range(start, stop + AHEAD):
         if i + AHEAD < stop:
             prefetch(home_of(slots, bits, keys[i + AHEAD]))
+        row: Int = -1
         if i < stop:
             key = keys[i]
-            row: Int = -1
             if key != np.uint64(0):
                 row = row_of(slots, bits, home_of(slots, bits, key), key)
                 lacking += row < 0
