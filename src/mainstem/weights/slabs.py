@@ -234,7 +234,7 @@ class SlabTable:
         body = self._body
         if distinct:
             used = rows >= 0
-            held, places = np.concatenate([[-1], rows[used]]), np.cumsum(used)
+            held, places = np.concatenate([[-1], rows[used]]), np.cumsum(used, dtype=np.int64)
         else:
             named, places = unique_places((rows + 1).astype(np.uint64))
             held = named.astype(np.int64) - 1

@@ -71,7 +71,7 @@ def _find_part(
             key = keys[i]
             if key != np.uint64(0):
                 row = row_of(slots, bits, home_of(slots, bits, key), key)
-                lacking += row < 0
+                lacking += 1 if row < 0 else 0
             if row >= 0:
                 prefetch(clock + 4 * row)
             rows[i] = row
