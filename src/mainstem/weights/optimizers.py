@@ -1,8 +1,9 @@
 """One step of each touched row's optimizer, compiled: the sparse half of a training step.
 
 The gradients of a row that is named several times are summed first, in float32 and in the order in which they stand.
-Rows are dealt to threads by a hash of their number, so that each row is one thread's alone: the result does not depend
-on how many threads there are (`weights.parts` says how their number is set).
+Rows are dealt to threads by a hash of their number, or in stretches where the caller knows that none is named twice, so
+that each row is one thread's alone: the result does not depend on how many threads there are (`weights.parts` says how
+their number is set).
 """
 
 from __future__ import annotations
