@@ -5,7 +5,10 @@ Ours is `SlabTable.read(keys, out=buffer)`: 64-bit keys hashed and found, their 
 in torch's own memory, once in huge pages like ours. All arms take turns on the same keys and rows, two threads
 each; medians over the rounds. Keys are distinct and uniform (the headline), or drawn from a Zipf law. Beside them
 stand the same reads through `SharedReader` from files in /dev/shm and on disk, `find_or_create` of known and of new
-keys, and a read of 51 rows, as one slate makes. `--rows` and `--asked` make it smaller; then no result is kept.
+keys, and a read of 51 rows, as one slate makes. A new row takes memory that the process did not have; so new keys are
+made twice, in an empty table and again after all were deleted, where memory is there, and beside them stands how long
+the system alone takes to hand out as much: a virtual machine may have to ask its host for it page by page. `--rows` and
+`--asked` make it smaller; then no result is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import numpy as np
 import torch
 
 from bench import Bench, say
-from mainstem.weights.blocks import Column
+from mainstem.weights.blocks import Block, Column
 from mainstem.weights.shared import SharedReader
 from mainstem.weights.slabs import SlabTable
 
@@ -78,10 +81,7 @@ def measure(bench: Bench, rows: int, asked: int, dim: int) -> dict[str, float]:
     keys = rng.permutation(keys)[:rows]
     table = SlabTable(dim, most_rows=2 * rows)
     say(f"d={dim}: {rows:,} rows")
-    start = time.perf_counter()
-    for first in range(0, rows, asked):
-        table.find_or_create(keys[first : first + asked])
-    fresh = rows / (time.perf_counter() - start) / 1e6
+    fresh = made(table, keys, asked)
 
     places = {"uniform": rng.permutation(rows)[:asked], "zipf": zipf(rng, rows, asked)}
     out = torch.zeros(asked, dim)
@@ -124,7 +124,31 @@ def measure(bench: Bench, rows: int, asked: int, dim: int) -> dict[str, float]:
         ratio = got["ours, shared"] / got["torch"]
         bench.part(f"shared, {name} d={dim}", metric="SharedReader / torch, M rows/s", ours=ratio, m_rows_s=got)
     creation(bench, table, wanted, fresh, dim)
+    renewal(bench, table, keys, asked)
     return found["uniform"]
+
+
+def made(table: SlabTable, keys: np.ndarray, asked: int) -> float:
+    """M keys/s of making rows for keys that have none, `asked` a call."""
+    start = time.perf_counter()
+    for first in range(0, len(keys), asked):
+        table.find_or_create(keys[first : first + asked])
+    return len(keys) / (time.perf_counter() - start) / 1e6
+
+
+def renewal(bench: Bench, table: SlabTable, keys: np.ndarray, asked: int) -> None:
+    """New keys where memory is there, and what the system takes to hand out that memory."""
+    taken = table.explain().total
+    table.delete(keys)
+    again = made(table, keys, asked)
+    bench.part(f"find_or_create, new keys again d={table.dim}", metric="M keys/s, memory is there", ours=again)
+    block = Block(taken)
+    block.use(taken)
+    start = time.perf_counter()
+    block.bytes[::4096] = 1
+    alone = len(keys) / (time.perf_counter() - start) / 1e6
+    bench.part(f"memory of new keys d={table.dim}", metric="M keys/s, its first touch alone", ours=alone, bytes=taken)
+    say(f"d={table.dim} new keys again {again:.2f} M/s; the first touch of their memory alone {alone:.2f} M keys/s")
 
 
 def creation(bench: Bench, table: SlabTable, wanted: np.ndarray, fresh: float, dim: int) -> None:

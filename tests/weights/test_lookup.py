@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from mainstem.models import TwoTower, TwoTowerConfig
 from mainstem.models.losses import log_inclusion, sampled_softmax
 from mainstem.schema.ids import key64
-from mainstem.weights import Family, Lookup, SlabTable
+from mainstem.weights import Adagrad, Family, Lookup, SlabTable, lookup
+from mainstem.weights.lookup import _cuts
 
 
 def _keys(*values: int) -> np.ndarray:
@@ -251,6 +252,59 @@ def test_sums_are_in_the_order_of_places_whatever_the_threads() -> None:
     last[places] = weights.numpy()
     assert (backwards[1:] != want[1:]).any()
     assert (last[1:] != want[1:]).any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16])
+def test_a_gradient_is_cut_into_parts_that_share_no_row(count: int) -> None:
+    """However uneven the places are; all rows are somebody's."""
+    for places in (np.zeros(999, np.int64), np.arange(999), np.repeat([3, 0, 5], [900, 9, 90]), np.zeros(0, np.int64)):
+        rows = int(places.max(initial=0)) + 1
+        bounds = _cuts(places, rows, count if len(places) else 1)
+        assert bounds[0] == 0
+        assert bounds[-1] == rows
+        assert (np.diff(bounds) >= 0).all()
+    evenly = np.diff(_cuts(np.arange(16_000), 16_000, count))
+    assert evenly.max() - evenly.min() <= 2 * 16
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_keys_are_told_apart_in_parts_as_in_one_piece(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "_LEAST_KEYS", 100)
+    keys = np.random.default_rng(6).integers(0, 700, 2000).astype(np.uint64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        gathered = Lookup(SlabTable(3)).gather({"a": keys[:1500], "b": keys[1500:]})
+    finally:
+        torch.set_num_threads(before)
+    _, first = np.unique(keys, return_index=True)
+    order = np.sort(first[keys[first] != 0])
+    number = {int(keys[place]): 1 + rank for rank, place in enumerate(order)} | {0: 0}
+    got = torch.cat([gathered.places["a"], gathered.places["b"]]).tolist()
+    assert got == [number[int(key)] for key in keys], "numbers stand in the order of first appearance"
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_a_step_of_a_look_up_is_the_tables_own_step(concurrent: bool) -> None:
+    """Lookup says that its rows are distinct; a table that is not told makes the same step, beside readers too."""
+    tables = [
+        SlabTable(4, (Family(), Family("wide", optimizer=Adagrad())), concurrent=each) for each in (concurrent, False)
+    ]
+    keys = _keys(3, 1, 4, 1, 5, 9, 2, 6)
+    for step in range(3):
+        looking = Lookup(tables[0])
+        rows = looking.gather({"a": keys, "b": keys[:3] + np.uint64(100)}, families={"b": 1}).rows
+        (rows.square().sum() + (step + 1) * rows.sum()).backward()
+        slope = 2 * rows.detach().numpy() + (step + 1)
+        looking.apply_gradients(0.1)
+        mine = tables[1].find_or_create(keys), tables[1].find_or_create(keys[:3] + np.uint64(100), 1)
+        named = np.unique(np.concatenate(mine))
+        plain = 2 * tables[1].gather(named) + (step + 1)
+        assert {row.tobytes() for row in plain} == {row.tobytes() for row in slope[1:]}
+        tables[1].update(named, plain, 0.1)
+    one, two = (table.state() for table in tables)
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name])
 
 
 def test_the_default_row_gets_no_gradient_from_a_take() -> None:

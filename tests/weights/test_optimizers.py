@@ -147,6 +147,30 @@ def test_threads_do_not_change_a_bit(optimizer: Optimizer) -> None:
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+def test_steps_of_rows_known_to_be_distinct_are_the_same_to_the_bit(optimizer: Optimizer, threads: int) -> None:
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(6000, 16)).astype(np.float32)
+    steps = []
+    for n in (1, 5000, 5000):
+        rows = rng.permutation(6000)[:n]
+        rows[:: 7 if n > 1 else 2] = -1  # what is skipped may repeat
+        steps.append((rows, rng.normal(size=(n, 16)).astype(np.float32)))
+    want = _run(optimizer, values, steps)
+    fast, state = values.copy(), np.zeros_like(want[1])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for rows, gradients in steps:
+            apply(optimizer, fast, state, rows, gradients, RATE, distinct=True)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(fast, want[0])
+    np.testing.assert_array_equal(state, want[1])
+    assert (fast != values).any()
+
+
 def test_gradients_of_a_row_are_summed_in_float32_in_the_order_they_stand() -> None:
     gradients = np.array([[1e8], [1.0], [-1e8], [3.0]], np.float32)
     once, _ = _run(Adagrad(), np.zeros((1, 1), np.float32), [(np.zeros(4, np.int64), gradients)])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import Keys
 from mainstem.weights.blocks import Block, Column
-from mainstem.weights.changing import FAMILIES, FREE, HIGH, LIVE, Slab
+from mainstem.weights.changing import FAMILIES, FREE, HIGH, LIVE, USED, Slab
 from mainstem.weights.reading import View
 from mainstem.weights.slots import PER_BUCKET, Slots, bits_for
 
@@ -149,6 +149,7 @@ class Body:
         """Rows 0 to n - 1 for keys [n] of an empty table; distinct, not 0."""
         self.slab.tally[LIVE] = self.slab.tally[HIGH] = len(keys)
         self.slab.row_keys[: len(keys)] = keys
+        self.slab.marks[: len(keys)] = USED
         self._slots.fill(self.slab.row_keys[: len(keys)])
 
     def announce(self) -> None:

@@ -26,22 +26,20 @@ __all__ = [
     "LIVE",
     "LOOKS",
     "NAMED",
+    "USED",
     "Slab",
     "create",
     "drop",
     "evict",
-    "first_fault",
-    "mark",
     "overwrite",
-    "touch",
     "walk",
 ]
 
 LIVE, HIGH, FREE, FAMILIES = 0, 1, 2, 8
 """Places in the tally: rows in use, row numbers handed out ever, those of them that are free, rows by family."""
 
-DIRTY, NAMED = 1, 2
-"""Bits of a row's mark: written since changes were taken; named by the call that is going on."""
+DIRTY, NAMED, USED = 1, 2, 4
+"""Bits of a row's mark: written since changes were taken; named by the call that is going on; it has a key."""
 
 LOOKS = 8
 """Rows of its family that are looked at for each one that is evicted."""
@@ -117,7 +115,7 @@ def create(
             _initialise(slab.values, row, key, seed, scale)
             slab.seen[row] = np.uint32(seen)
             slab.family[row] = np.uint8(family)
-            slab.marks[row] |= np.uint8(DIRTY)
+            slab.marks[row] = np.uint8(DIRTY | USED)
             slab.tally[LIVE] += 1
             slab.tally[FAMILIES + family] += 1
             place(slab.words, slab.halves, bits, key, row)
@@ -170,46 +168,6 @@ def overwrite(slab: Slab, bits: Int, rows: Rows, values: Floats) -> None:
         copy_row(target + rows[i] * width, source + i * width, width)
         unlock(home)
         slab.marks[rows[i]] |= np.uint8(DIRTY)
-
-
-@compiled
-def touch(slab: Slab, rows: Rows, seen: Int, name: bool) -> None:
-    """These rows (-1 is skipped) were seen then, or later; with `name` they are marked as named."""
-    base = slab.seen.ctypes.data
-    for i in range(len(rows)):
-        if i + AHEAD < len(rows) and rows[i + AHEAD] >= 0:
-            prefetch(base + 4 * rows[i + AHEAD])
-        if rows[i] < 0:
-            continue
-        if np.int64(slab.seen[rows[i]]) < seen:
-            slab.seen[rows[i]] = np.uint32(seen)
-        if name:
-            slab.marks[rows[i]] |= np.uint8(NAMED)
-
-
-@compiled
-def mark(slab: Slab, rows: Rows, bit: Int) -> None:
-    """Set this bit in the marks of rows; -1 is skipped."""
-    base = slab.marks.ctypes.data
-    for i in range(len(rows)):
-        if i + AHEAD < len(rows) and rows[i + AHEAD] >= 0:
-            prefetch(base + rows[i + AHEAD])
-        if rows[i] >= 0:
-            slab.marks[rows[i]] |= np.uint8(bit)
-
-
-@compiled
-def first_fault(slab: Slab, rows: Rows) -> Int:
-    """Place of the first row that is out of range or not in use; -1 where all is well."""
-    base = slab.row_keys.ctypes.data
-    high = slab.tally[HIGH]
-    for i in range(len(rows)):
-        if i + AHEAD < len(rows) and rows[i + AHEAD] >= 0:
-            prefetch(base + 8 * rows[i + AHEAD])
-        row = rows[i]
-        if row != -1 and (row < -1 or row >= high or slab.row_keys[row] == np.uint64(0)):
-            return i
-    return -1
 
 
 @compiled

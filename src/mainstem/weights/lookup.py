@@ -15,6 +15,7 @@ from torch import Tensor
 from mainstem.schema.ids import Keys
 from mainstem.schema.keyrows import compiled, mix, slots_for
 from mainstem.schema.protocols import Floats
+from mainstem.weights.address import copy_row, prefetch, zero_row
 from mainstem.weights.lanes import add_row
 from mainstem.weights.parts import compiled_in_parts, owner, parts
 from mainstem.weights.table import Rows, Table
@@ -23,8 +24,10 @@ __all__ = ["Gathered", "Lookup"]
 
 Numbers = NDArray[np.int64]
 
-_LEAST = 2048  # places a thread must get: below, waking it costs more than it saves
-_BLOCK = 6  # rows of a gradient are dealt to threads in blocks of 2^6: no two threads write one cache line
+_LEAST = 4096  # places a thread must get: below, waking it costs more than it saves
+_LEAST_KEYS = 65_536  # keys likewise: every thread looks at all of them, and slots of fewer lie in its caches
+_AHEAD = 16  # keys whose slots are fetched ahead of the one that is worked on
+_SAMPLED = 16  # one of so many places is looked at to cut a gradient's rows into parts of equal work
 
 
 @dataclass(slots=True)
@@ -116,7 +119,7 @@ class Lookup:
             raise RuntimeError("apply_gradients needs a gather with gradient=True before it, each time")
         self._pending = None
         if pending.rows.grad is not None:
-            self.table.update(pending._table_rows, pending.rows.grad.numpy(), learning_rate)
+            self.table.update(pending._table_rows, pending.rows.grad.numpy(), learning_rate, distinct=True)
 
     def _rows(self, unique: Keys, classes: list[int], family: Numbers, sights: Numbers, time: int) -> Rows:
         """The row of each key [u]: created, if its family is not -1, or only found."""
@@ -146,7 +149,7 @@ def _distinct(keys: Keys, ends: Numbers, classes: Numbers) -> tuple[Keys, Number
     that create.
     """
     firsts = np.empty(len(keys), np.int32)
-    with parts(len(keys), _LEAST) as count:
+    with parts(len(keys), _LEAST_KEYS) as count:
         run = _first_places if count == 1 else _all_first_places
         run(0, count, slots_for(len(keys)), keys, firsts)
     return _numbered(keys, firsts, ends, classes)
@@ -157,7 +160,10 @@ def _first_places(part: int, count: int, slots: int, keys: Keys, firsts: NDArray
     """firsts[i]: the first place of the key at place i, -1 for key 0, for the keys that are this part's."""
     mask = np.uint64(slots - 1)
     table = np.full(slots, -1, np.int32)
+    base = np.int64(table.ctypes.data)
     for i in range(len(keys)):
+        if i + _AHEAD < len(keys):
+            prefetch(base + 4 * np.int64(mix(keys[i + _AHEAD]) & mask))
         key = keys[i]
         mixed = mix(key)
         if owner(mixed, count) != part:
@@ -246,26 +252,51 @@ class _Take(torch.autograd.Function):
 
 def _row_sums(places: Numbers, gradients: Floats, count: int) -> Floats:
     """out[p] = sum of gradients [n, dim] at places p, in their order: float32 [count, dim]; out[0] stays 0."""
-    out = np.zeros((count, gradients.shape[1]), np.float32)
+    out = np.empty((count, gradients.shape[1]), np.float32)
+    met = np.zeros(count, np.bool_)
     with parts(len(places), _LEAST) as pieces:
+        bounds = _cuts(places, count, pieces)
         run = _add_part if pieces == 1 else _add_parts
-        run(0, pieces, places, gradients, out)
+        run(0, bounds, places, gradients, met, out)
     return out
 
 
+def _cuts(places: Numbers, count: int, pieces: int) -> Numbers:
+    """bounds [pieces + 1]: part p has rows bounds[p] .. bounds[p + 1] - 1. About as many places fall to each, as far as
+    no row has more; each row is one part's alone, so that sums do not depend on them."""
+    bounds = np.array([0] + [count] * pieces)
+    if pieces > 1:
+        sampled = np.sort(places[::_SAMPLED])
+        bounds[1:-1] = sampled[len(sampled) * np.arange(1, pieces) // pieces]
+    return bounds
+
+
 @compiled
-def _add_part(part: int, count: int, places: Numbers, gradients: Floats, out: Floats) -> None:
+def _add_part(
+    part: int, bounds: Numbers, places: Numbers, gradients: Floats, met: NDArray[np.bool_], out: Floats
+) -> None:
     """`_row_sums` for the rows that are this part's."""
     dim = out.shape[1]
     size = np.int64(4 * dim)
     target, source = np.int64(out.ctypes.data), np.int64(gradients.ctypes.data)
+    first, end = bounds[part], bounds[part + 1]
     for i in range(len(places)):
         place = places[i]
-        if place != 0 and (count == 1 or owner(mix(np.uint64(place >> _BLOCK)), count) == part):
+        if place < max(first, 1) or place >= end:
+            continue
+        if met[place]:
             add_row(target + place * size, source + i * size, 0, dim)
+        else:
+            met[place] = True
+            copy_row(target + place * size, source + i * size, size)
+    for place in range(first, end):
+        if not met[place]:
+            zero_row(target + place * size, size)
 
 
 @compiled_in_parts
-def _add_parts(_: int, count: int, places: Numbers, gradients: Floats, out: Floats) -> None:
-    for part in numba.prange(count):
-        _add_part(part, count, places, gradients, out)
+def _add_parts(
+    _: int, bounds: Numbers, places: Numbers, gradients: Floats, met: NDArray[np.bool_], out: Floats
+) -> None:
+    for part in numba.prange(len(bounds) - 1):
+        _add_part(part, bounds, places, gradients, met, out)

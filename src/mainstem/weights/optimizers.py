@@ -1,8 +1,9 @@
 """One step of each touched row's optimizer, compiled: the sparse half of a training step.
 
 The gradients of a row that is named several times are summed first, in float32 and in the order in which they stand.
-Rows are dealt to threads by a hash of their number, so that each row is one thread's alone: the result does not depend
-on how many threads there are (`weights.parts` says how their number is set).
+Rows are dealt to threads by a hash of their number, or in stretches where the caller knows that none is named twice, so
+that each row is one thread's alone: the result does not depend on how many threads there are (`weights.parts` says how
+their number is set).
 """
 
 from __future__ import annotations
@@ -39,7 +40,14 @@ Settings = tuple[float, float, float]
 
 
 def apply(
-    optimizer: Optimizer, values: Floats, state: Floats, rows: Rows, gradients: Floats, learning_rate: float
+    optimizer: Optimizer,
+    values: Floats,
+    state: Floats,
+    rows: Rows,
+    gradients: Floats,
+    learning_rate: float,
+    *,
+    distinct: bool = False,
 ) -> None:
     """One step of `optimizer` for `rows`, in place.
 
@@ -48,6 +56,7 @@ def apply(
                zeros before a row's first step
     rows       int64 [n]; they may repeat, and -1 is skipped
     gradients  float32 [n, dim], C-contiguous; finite (not looked at here)
+    distinct   that no row is named twice: then no row's gradients are looked for, and rows are met as they stand
 
     RowwiseAdagrad  state a: a += mean(g^2); w -= rate * g / (sqrt(a) + epsilon)
     Adagrad         state a [dim]: a += g^2; w -= rate * g / (sqrt(a) + epsilon)
@@ -62,23 +71,13 @@ def apply(
         raise ValueError(f"learning rate {learning_rate} must be finite, and above 0 for Ftrl")
     kind, settings = _settings(optimizer)
     corrections = _corrections(optimizer.beta1, optimizer.beta2) if isinstance(optimizer, Adam) else _NONE
-    chains = np.empty((2, len(rows)), np.int32)
+    given = (rows, gradients, values, state, kind, learning_rate, settings, corrections)
     with parts(len(rows), _LEAST) as count:
-        run = _part if count == 1 else _all_parts
-        run(
-            0,
-            count,
-            slots_for(len(rows)),
-            chains,
-            rows,
-            gradients,
-            values,
-            state,
-            kind,
-            learning_rate,
-            settings,
-            corrections,
-        )
+        if distinct:
+            (_stretch if count == 1 else _all_stretches)(0, count, *given)
+        else:
+            chains = np.empty((2, len(rows)), np.int32)
+            (_part if count == 1 else _all_parts)(0, count, slots_for(len(rows)), chains, *given)
 
 
 def all_finite(gradients: Floats) -> bool:
@@ -168,12 +167,14 @@ _descend_row = row_formula(_descend, planes=0, numbers=1)
 _adagrad_row = row_formula(_adagrad, planes=1, numbers=2)
 _adam_row = row_formula(_adam, planes=2, numbers=7)
 _ftrl_row = row_formula(_ftrl, planes=2, numbers=5)
+# its difference to itself is NaN for what is not finite, else 0; and NaN stays
+_meet_row = row_formula(lambda w, g: w + (g - g), planes=0, numbers=0)
 
 
 @compiled
 def _step(
     w: Address, state: Address, g: Address, dim: int, kind: int, rate: float, settings: Settings,
-    correct1: float, correct2: float,
+    corrections: Corrections,
 ) -> None:  # fmt: skip
     """The step of the row at address w, with its state and its gradient."""
     first, second, third = settings
@@ -184,6 +185,13 @@ def _step(
     elif kind == _ADAGRAD:
         _adagrad_row(w, g, state, dim, np.float32(rate), np.float32(first))
     elif kind == _ADAM:
+        steps = state + 8 * dim
+        t = np.int64(number_at(steps)) + 1
+        set_number(steps, np.float32(t))
+        if t < len(corrections):
+            correct1, correct2 = corrections[t, 0], corrections[t, 1]
+        else:
+            correct1, correct2 = 1.0 / (1.0 - second**t), 1.0 / math.sqrt(1.0 - third**t)
         _adam_row(
             w, g, state, dim,
             np.float32(second), np.float32(1.0 - second), np.float32(third), np.float32(1.0 - third),
@@ -264,17 +272,7 @@ def _part(
                 add_row(summed, g + place * size, 0, dim)
                 place = np.int64(following[place])
             gradient = summed
-        own = beside + row * width
-        correct1, correct2 = 1.0, 1.0
-        if kind == _ADAM:
-            steps = own + 2 * size
-            t = np.int64(number_at(steps)) + 1
-            set_number(steps, np.float32(t))
-            if t < len(corrections):
-                correct1, correct2 = corrections[t, 0], corrections[t, 1]
-            else:
-                correct1, correct2 = 1.0 / (1.0 - settings[1] ** t), 1.0 / math.sqrt(1.0 - settings[2] ** t)
-        _step(w + row * size, own, gradient, dim, kind, rate, settings, correct1, correct2)
+        _step(w + row * size, beside + row * width, gradient, dim, kind, rate, settings, corrections)
 
 
 @compiled_in_parts
@@ -287,15 +285,43 @@ def _all_parts(
 
 
 @compiled
-def _not_finite(part: int, count: int, gradients: Floats, found: NDArray[np.bool_]) -> None:
-    """found[part]: whether this part's stretch of rows has such a number; its product with 0 is NaN, all others 0."""
+def _stretch(
+    part: int, count: int, rows: Rows, gradients: Floats, values: Floats, state: Floats,
+    kind: int, rate: float, settings: Settings, corrections: Corrections,
+) -> None:  # fmt: skip
+    """The steps of this part's stretch of rows, which are distinct."""
     dim = gradients.shape[1]
-    zeros = np.zeros(dim, np.float32)
-    none, g = np.int64(zeros.ctypes.data), np.int64(gradients.ctypes.data)
+    w, beside, g = np.int64(values.ctypes.data), np.int64(state.ctypes.data), np.int64(gradients.ctypes.data)
+    size, width = np.int64(4 * dim), np.int64(4 * state.shape[1])
+    stop = len(rows) * (part + 1) // count
+    for i in range(len(rows) * part // count, stop):
+        ahead = rows[min(i + _AHEAD, stop - 1)]
+        if ahead >= 0:
+            _fetch(w + ahead * size, size)
+            _fetch(beside + ahead * width, width)
+        row = rows[i]
+        if row >= 0:
+            _step(w + row * size, beside + row * width, g + i * size, dim, kind, rate, settings, corrections)
+
+
+@compiled_in_parts
+def _all_stretches(
+    _: int, count: int, rows: Rows, gradients: Floats, values: Floats, state: Floats,
+    kind: int, rate: float, settings: Settings, corrections: Corrections,
+) -> None:  # fmt: skip
+    for part in numba.prange(count):
+        _stretch(part, count, rows, gradients, values, state, kind, rate, settings, corrections)
+
+
+@compiled
+def _not_finite(part: int, count: int, gradients: Floats, found: NDArray[np.bool_]) -> None:
+    """found[part]: whether this part's stretch of rows has such a number."""
+    dim = gradients.shape[1]
+    met = np.zeros(dim, np.float32)
+    column, g = np.int64(met.ctypes.data), np.int64(gradients.ctypes.data)
     for i in range(part * len(gradients) // count, (part + 1) * len(gradients) // count):
-        if dot_row(g + i * np.int64(4 * dim), none, dim) != np.float32(0.0):
-            found[part] = True
-            return
+        _meet_row(column, g + i * np.int64(4 * dim), 0, dim)
+    found[part] = np.isnan(met).any()
 
 
 @compiled_in_parts

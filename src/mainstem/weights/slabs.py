@@ -28,6 +28,7 @@ from mainstem.weights.sights import Sights, chances
 from mainstem.weights.slots import bits_for
 from mainstem.weights.table import Arrays, Changes, Memory, Rows
 from mainstem.weights.table_state import checked_state, finite
+from mainstem.weights.touching import find_touching, first_fault, mark_dirty
 
 __all__ = ["SlabTable", "predicted_bytes"]
 
@@ -125,12 +126,11 @@ class SlabTable:
         keys = as_keys(keys)
         rule, seen = self._family(family), _seconds(time)
         times = _times(sights, len(keys))
-        rows = self.find(keys)
         bounded = rule.capacity is not None
-        changing.touch(self._body.slab, rows, seen, bounded)
+        rows, lacking = find_touching(self._body.slab, self._body.bits, keys, seen, bounded)
         try:
-            missing = np.flatnonzero((rows < 0) & (keys != NO_KEY))
-            if len(missing):
+            if lacking:
+                missing = np.flatnonzero((rows < 0) & (keys != NO_KEY))
                 if bounded or rule.admit_after > 1 or rule.admit_probability < 1:
                     fresh, fresh_times = _distinct(keys[missing], None if times is None else times[missing])
                     admitted = self._with_room(self._admitted(fresh, fresh_times, rule), family)
@@ -193,7 +193,7 @@ class SlabTable:
             self._announced = True
             self._body.announce()
 
-    def update(self, rows: Rows, gradients: Floats, learning_rate: float) -> None:
+    def update(self, rows: Rows, gradients: Floats, learning_rate: float, *, distinct: bool = False) -> None:
         rows = as_rows(rows)
         gradients = np.require(gradients, np.float32, ["C", "A", "W"])
         if gradients.shape != (len(rows), self.dim):
@@ -202,17 +202,17 @@ class SlabTable:
         # a row that is skipped may have any gradient
         if not all_finite(gradients) and not np.isfinite(gradients[rows != -1]).all():
             raise ValueError("gradients must be finite: one bad step would spoil the rows for good")
-        fault = changing.first_fault(slab, rows)
+        fault = first_fault(slab, rows)
         if fault >= 0:
             raise ValueError(f"rows[{fault}] = {rows[fault]} is not in use")
         steps = self._steps(rows)
         if self.concurrent:
-            self._update_beside_readers(rows, steps, gradients, learning_rate)
+            self._update_beside_readers(rows, steps, gradients, learning_rate, distinct)
             return
         high = self._body.high
         for optimizer, chosen in steps:
-            apply(optimizer, slab.values[:high], slab.state[:high], chosen, gradients, learning_rate)
-        changing.mark(slab, rows, DIRTY)
+            apply(optimizer, slab.values[:high], slab.state[:high], chosen, gradients, learning_rate, distinct=distinct)
+        mark_dirty(slab, rows)
 
     def _steps(self, rows: Rows) -> list[tuple[Optimizer, Rows]]:
         """The optimizers of the rows' families, each with its own rows, others' as -1."""
@@ -228,15 +228,21 @@ class SlabTable:
         ]
 
     def _update_beside_readers(
-        self, rows: Rows, steps: list[tuple[Optimizer, Rows]], gradients: Floats, learning_rate: float
+        self, rows: Rows, steps: list[tuple[Optimizer, Rows]], gradients: Floats, learning_rate: float, distinct: bool
     ) -> None:
         """The step is made on copies; then each row is written in one go, so that readers wait for no step."""
         body = self._body
-        named, places = unique_places((rows + 1).astype(np.uint64))
-        held = named.astype(np.int64) - 1  # [0] is -1, for what is skipped
+        if distinct:
+            used = rows >= 0
+            held, places = np.concatenate([[-1], rows[used]]), np.cumsum(used, dtype=np.int64)
+        else:
+            named, places = unique_places((rows + 1).astype(np.uint64))
+            held = named.astype(np.int64) - 1
+        # held[0] is -1, for what is skipped
         values, state = body.slab.values[held], body.slab.state[held]
         for optimizer, chosen in steps:
-            apply(optimizer, values, state, np.where(chosen < 0, -1, places), gradients, learning_rate)
+            mine = np.where(chosen < 0, -1, places)
+            apply(optimizer, values, state, mine, gradients, learning_rate, distinct=distinct)
         body.slab.state[held[1:]] = state[1:]
         changing.overwrite(body.slab, body.bits, held, values)
 
@@ -288,9 +294,9 @@ class SlabTable:
     def take_changes(self) -> Changes:
         """As `Table` says. What was deleted is remembered until then, 8 bytes a key."""
         slab, high = self._body.slab, self._body.high
-        rows = np.flatnonzero(slab.marks[:high])
+        rows = np.flatnonzero(slab.marks[:high] & DIRTY)
         touched = np.sort(slab.row_keys[rows])
-        slab.marks[rows] = 0
+        slab.marks[rows] &= np.uint8(0xFF ^ DIRTY)
         deleted = np.unique(np.concatenate([np.empty(0, np.uint64), *self._gone]))
         self._gone = []
         return Changes(touched, deleted[self.find(deleted) < 0])

@@ -86,9 +86,10 @@ class Table(Protocol):
         """`gather(find(keys))` in one pass: float32 [n, dim], into `out` where given."""
         ...
 
-    def update(self, rows: Rows, gradients: Floats, learning_rate: float) -> None:
+    def update(self, rows: Rows, gradients: Floats, learning_rate: float, *, distinct: bool = False) -> None:
         """One step of each row's family's optimizer for rows [n] with gradients [n, dim]; -1 is skipped; the gradients
-        of a row that is named several times are summed first.
+        of a row that is named several times are summed first. distinct: the caller's word that none is (-1 may be),
+        which saves looking for them; where it is wrong, the row's numbers are anything.
 
         Raises ValueError, changing nothing, where a row is not in use or a gradient is not finite.
         """
