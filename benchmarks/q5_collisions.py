@@ -293,7 +293,7 @@ def by_counts(task: Task, items: Keys, since: int) -> Scorer:
 
 
 def ranked(task: Task, items: Keys, scores: Scorer) -> dict[str, float]:
-    """NDCG and recall of the test positives, each ranked among all items [n]; a tie counts as the mean of its orders."""
+    """NDCG and recall of the test positives, each ranked among all items [n]; a tie is the mean of its orders."""
     gains = np.zeros(len(items) + 1)
     gains[1 : NDCG_AT + 1] = 1 / np.log2(np.arange(2, NDCG_AT + 2))
     gains = np.cumsum(gains)
