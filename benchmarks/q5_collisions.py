@@ -294,9 +294,8 @@ def by_counts(task: Task, items: Keys, since: int) -> Scorer:
 
 def ranked(task: Task, items: Keys, scores: Scorer) -> dict[str, float]:
     """NDCG and recall of the test positives, each ranked among all items [n]; a tie is the mean of its orders."""
-    gains = np.zeros(len(items) + 1)
-    gains[1 : NDCG_AT + 1] = 1 / np.log2(np.arange(2, NDCG_AT + 2))
-    gains = np.cumsum(gains)
+    ranks = np.arange(1, len(items) + 1)
+    gains = np.append(0, np.cumsum(np.where(ranks <= NDCG_AT, 1 / np.log2(ranks + 1), 0)))
     entity, place = task.positives.entity, np.searchsorted(items, task.positives.entity)
     place[items[np.minimum(place, len(items) - 1)] != entity] = -1
     ndcg = recall = 0.0

@@ -42,6 +42,8 @@ LINKS = 272
 """Of a vector in the graph: links of the lowest layer and above."""
 GRAPH_FROM = 200_000
 """Vectors above which an index has a graph."""
+NAME, MOST_NAMES = 283, 1 << 20
+"""Of a name whose key a process remembers (`schema.ids.key64`), and how many it remembers at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ def _serving(config: Config, shape: Shape, described: int) -> dict[str, float]:
         + (_mirror(shape.values, ring) if config.features.by else 0.0),
         "serving.ranking": 4.0 * 4 * windows * _room(shape.items),
         "serving.columns": _columns(config, described),
+        "serving.names": _names(shape, described),
     }  # fmt: skip
 
 
@@ -158,6 +161,7 @@ def _trainer(config: Config, shape: Shape, described: int) -> dict[str, float]:
         "trainer.histories": users * (history + waiting) + _key_rows(users),
         "trainer.counts": 16.0 * items + _key_rows(items),
         "trainer.catalog": described * (shape.record + OBJECTS) + _columns(config, described),
+        "trainer.names": _names(shape, described),
     }
 
 
@@ -166,6 +170,11 @@ def _rows(config: Config, shape: Shape, described: int) -> float:
     width = max(family.optimizer.state_width(config.model.dim) for family in families_of(config.model))
     count = shape.users + described + shape.values
     return predicted_bytes(count, config.model.dim, width) / max(count, 1)
+
+
+def _names(shape: Shape, described: int) -> float:
+    """Of a process that has met all users; sessions and places, which it remembers too, come on top."""
+    return float(NAME * min(shape.users + described + shape.values, MOST_NAMES))
 
 
 def _index(vectors: int, dim: int) -> float:
