@@ -88,8 +88,9 @@ def q5_collisions(plt: Any, result: Result) -> Any:
             hashed = arm not in ("collisionless", "admitted, half", "admitted, tenth")
             axis.barh(place, found["ndcg@10"], xerr=found["spread"], height=0.66, color=GREY if hashed else BLUE,
                       error_kw={"linewidth": 1.2, "capsize": 2.5, "ecolor": BLACK})  # fmt: skip
-            axis.annotate(size(found["bytes"]), (0, place), (4, 0), textcoords="offset points", va="center",
-                          color="white" if not hashed else BLACK, fontsize=8)  # fmt: skip
+            axis.annotate(size(found["bytes"]), (found["ndcg@10"] + found["spread"], place), (5, 0),
+                          textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+        axis.set_xlim(0, 1.3 * max(found["ndcg@10"] for found in part["arms"].values()))
         axis.axvline(part["popular"]["ndcg@10"], color=RED, linewidth=1.4, linestyle=(0, (3, 2)))
         axis.annotate("popularity", (part["popular"]["ndcg@10"], len(arms) - 0.45), (3, 0), textcoords="offset points",
                       color=RED, fontsize=8, va="center")  # fmt: skip
@@ -263,6 +264,7 @@ def p8_memory(plt: Any, result: Result) -> Any:
                           textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
         axis.set(xticks=range(len(measured)), xticklabels=[PLACES[where] for where in measured])
         axis.set_ylabel("MiB")
+        axis.set_ylim(0, axis.get_ylim()[1] * 1.05)
         axis.set_title(f"{int(name.split()[0]):,} users, {part['shape']['catalogue']:,} items")
         axis.grid(visible=False, axis="x")
         axis.legend(fontsize=8)

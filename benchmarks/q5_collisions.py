@@ -24,7 +24,7 @@ Entities that share a row tie exactly: a tie counts as the mean over its orders.
 
 The canary: towers that do not beat popularity (all of training, or its last days) have learned nothing that
 collisions could spoil. Goals: the paired mean over seeds is no more than one standard error below a hashed arm, and
-above at a tenth; with equal bytes alike.
+above at a tenth; with equal bytes alike. Data sets that a run does not name keep their part of the last result.
 
     python benchmarks/q5_collisions.py [--dataset completejourney ml-1m] [--seeds 3] [--users 0.2]
 """
@@ -44,7 +44,7 @@ import torch
 from numpy.typing import NDArray
 
 from _prequential import Stage
-from bench import Bench, say
+from bench import RESULTS, Bench, say
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys
 from mainstem.schema.keyrows import compiled, mix
@@ -380,9 +380,12 @@ def main() -> None:
         Bench("q5_collisions", metric="NDCG@10 of the towers", goal=1.0, goal_is_ratio=True) as bench,
         torch_threads(1),
     ):
+        kept = RESULTS / "q5_collisions.json"
+        before = json.loads(kept.read_text())["parts"] if kept.exists() else {}
+        bench.parts |= {name: part for name, part in before.items() if name.partition(":")[0] not in arguments.dataset}
         for name in arguments.dataset:
             data_set(bench, name, arguments)
-        first = bench.parts[arguments.dataset[0]]["arms"]
+        first = next(part for name, part in sorted(bench.parts.items()) if "arms" in part)["arms"]
         bench.report(
             ours=first[OWN]["ndcg@10"], peer=first["tenth"]["ndcg@10"],
             peer_name="the same towers hashed into a tenth of the rows", keep=arguments.seeds >= 3,
