@@ -13,7 +13,8 @@ Arms, all with the same networks, positives, order, negatives and seeds, and wit
 Equal bytes are counted against us: a hashed table is charged for values and optimizer state alone, the collisionless
 one also for keys, times, slots and the counters of admission (docs/tables.md). Rows are then bought by one threshold
 for all kinds of keys: a key earns its row at its n-th sight, the least n that fits (found by a dry run over the order
-of training that trains nothing); the counters get a quarter of the bytes at most. Keys without a row read zeros.
+of training that trains nothing); the counters get a quarter of the bytes at most. Keys without a row read zeros. Bytes
+are those at the end of training: rows that expired on the way took theirs until then.
 
 Where events have true times, training is one pass in order of time, batches as they come, sweeping out what
 expired; the last days are the test. ml-1m has an order within each user and no times: every rating is a session of its

@@ -77,7 +77,7 @@ def figures() -> str:
     return (
         table(head, rows)
         + f"\nMeasured on: {told}. Single runs and the load of the machine are in the files. \
-For times and their ratios a goal is the most, for rates the least.\n"
+For times, memory, errors and their ratios a goal is the most, for rates and gains the least.\n"
     )
 
 
