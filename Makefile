@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo test slow lint types docs bench clean
+.PHONY: help demo test slow lint types docs bench plots clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ docs: $(STAMP)  ## write the generated parts of the manual anew
 
 bench: $(STAMP)  ## list the benchmarks, or run one: NAME=p7_ingest
 	@if [ -z "$(NAME)" ]; then $(BIN)/python benchmarks/bench.py; else $(BIN)/python benchmarks/$(NAME).py $(ARGS); fi
+
+plots: $(STAMP)  ## draw the benchmarks' results
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python benchmarks/_plots.py $(ARGS)
 
 clean:  ## remove what can be made again (demo data too)
 	rm -rf $(VENV) demo-data build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,9 @@ is up to date, that model as it was 1, 10 and 30 thousand events ago on average 
 twice as old), and as it was at the start: NDCG@10 prequentially, features live in every arm. (Monolith, section
 3.3.4, reports tolerable loss for a day.)
 
+`age` is the mean over the stretch of how many events the answering model lags behind: half of what lies between two
+updates.
+
     python benchmarks/recovery_age.py [--dataset completejourney] [--seeds 3] [--days 28] [--sample 600]
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 import numpy as np
 
@@ -38,12 +42,17 @@ def main() -> None:
         for seed in range(arguments.seeds):
             # an arm that is brought up to date every n events is n / 2 events old on average
             arms = [Arm("up to date", 300), *(Arm(f"{age:,} events old", 2 * age) for age in AGES), Arm(OLDEST, None)]
-            prequential(stage, arms, seed=seed, cut=cut, end=end, sample=arguments.sample)
+            taken = [0]
+            prequential(
+                stage, arms, seed=seed, cut=cut, end=end, sample=arguments.sample,
+                on_events=lambda _, done, taken=taken: taken.append(done),
+            )  # fmt: skip
+            ages = {arm.name: (taken[-1] if arm.every is None else arm.every) / 2 for arm in arms}
             seeds.append({arm.name: {m: np.array(getattr(arm.scores, m)) for m in METRICS} for arm in arms})
             say(json.dumps({name: float(np.nanmean(found["ndcg"])) for name, found in seeds[-1].items()}))
-        rng, table = np.random.default_rng(0), {}
+        rng, table = np.random.default_rng(0), dict[str, Any]()
         for name in seeds[0]:
-            table[name] = {}
+            table[name] = {"age": ages[name]}
             for metric in METRICS:
                 lost = np.concatenate([seed["up to date"][metric] - seed[name][metric] for seed in seeds])
                 mean, low, high = interval(lost, rng)
@@ -54,7 +63,7 @@ def main() -> None:
                 }  # fmt: skip
         bench.report(
             ours=table[OLDEST]["ndcg"]["lost"], peer=None, peer_name="up to date", keep=arguments.seeds >= 3,
-            ages=table, dataset=arguments.dataset, visits=arguments.sample,
+            ages=table, dataset=arguments.dataset, visits=arguments.sample, seeds=arguments.seeds,
         )  # fmt: skip
 
 

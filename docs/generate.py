@@ -26,7 +26,7 @@ from mainstem.serve.routes import HANDLERS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS, PLOTS = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "plots"
 DEMO_TEXT = DOCS / "demo-output.txt"
 
 _PART = re.compile(r"(?P<open><!-- (?P<name>[a-z][a-z-]*) -->\n)(?P<body>.*?)(?P<close><!-- /(?P=name) -->)", re.DOTALL)
@@ -77,7 +77,7 @@ def figures() -> str:
     return (
         table(head, rows)
         + f"\nMeasured on: {told}. Single runs and the load of the machine are in the files. \
-For times and their ratios a goal is the most, for rates the least.\n"
+For times, memory, errors and their ratios a goal is the most, for rates and gains the least.\n"
     )
 
 
@@ -139,15 +139,29 @@ def data_sets() -> str:
     return table(("name", "what it is", "events", "users", "entities", "licence"), rows)
 
 
+def plots() -> str:
+    """What `make plots` drew, each under what its script says first."""
+    lines = _scripts()
+    return "\n".join(
+        f"![{lines[path.stem]}](benchmarks/plots/{path.name})\n\n`{path.stem}`: {lines[path.stem]}\n"
+        for path in sorted(PLOTS.glob("*.svg"))
+    )
+
+
 def benchmarks() -> str:
     """The scripts there are, with what each measures."""
+    return table(("name", "what it measures"), [(f"`{name}`", line) for name, line in _scripts().items()])
+
+
+def _scripts() -> dict[str, str]:
     spec = importlib.util.spec_from_file_location("bench", ROOT / "benchmarks" / "bench.py")
     assert spec
     assert spec.loader
     bench = importlib.util.module_from_spec(spec)
     sys.modules["bench"] = bench
     spec.loader.exec_module(bench)
-    return table(("name", "what it measures"), [(f"`{name}`", line) for name, line in bench.scripts().items()])
+    found: dict[str, str] = bench.scripts()
+    return found
 
 
 def columns(dataset: str = "completejourney") -> tuple[str, ...]:
@@ -177,6 +191,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": metrics,
     "data-sets": data_sets,
     "benchmarks": benchmarks,
+    "plots": plots,
     "feature-columns": feature_columns,
 }
 

@@ -29,6 +29,7 @@ SURFACE = (
     "progress",
     "live",
     "assemble",
+    "footprint",
     "curriculum",
     "learning",
     "serve",

@@ -1,0 +1,117 @@
+"""The formula of what all state takes, held against the stores themselves."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mainstem import catalog as catalogs
+from mainstem import features
+from mainstem.features.popularity import Ring
+from mainstem.footprint import COPIES, Shape, footprint
+from mainstem.schema.batch import EventBatch
+from mainstem.schema.config import Config
+from mainstem.schema.position import START
+from mainstem.train import new_towers
+from mainstem.train.histories import Histories
+
+CONFIG = Config.model_validate({"entities": {"item": {"attributes": {"category": "category"}}}})
+USERS, ITEMS, EVENTS = 20_000, 4_000, 6
+SHAPE = Shape(users=USERS, items=ITEMS, events=EVENTS, distinct=5.98, session=2)
+
+
+def batch(rng: np.random.Generator) -> EventBatch:
+    """Six events for each user in three sessions, all over the catalogue."""
+    n = USERS * EVENTS
+    user = np.repeat(np.arange(USERS, dtype=np.uint64), EVENTS)
+    session = np.arange(n, dtype=np.uint64) // np.uint64(2)
+    keys = rng.integers(1, 2**63, USERS + ITEMS, np.uint64)
+    order = rng.permutation(n // 2)
+    rows = (2 * order[:, None] + np.arange(2)).ravel()
+    return EventBatch(
+        time=1_700_000_000_000 + np.arange(n) * 1_000, user=keys[user][rows], session=session[rows] + np.uint64(1),
+        entity=keys[USERS:][rng.integers(0, ITEMS, n)], kind=np.zeros(n, np.int16), value=np.ones(n),
+        place=np.zeros(n, np.uint64), offset=np.full(n, -1), kinds=("purchase",),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Bytes of pages by table, written in commits of few events."""
+    folder, events = tmp_path_factory.mktemp("state"), batch(np.random.default_rng(0))
+    with (
+        closing(catalogs.open("memory://", entities=CONFIG.entities)) as catalog,
+        closing(features.open(f"lmdb://{folder}", CONFIG, catalog)) as store,
+    ):
+        for start in range(0, len(events), 10_000):
+            store.write(events.take(slice(start, start + 10_000)), START)
+        return {**store.nbytes(), "file": (Path(folder) / "data.mdb").stat().st_size}
+
+
+def test_pages_and_file_of_the_feature_state(pages: dict[str, int]) -> None:
+    """Without copies the pages, with them the file. 60,000 sessions of two give 4,000 items 30 neighbours each."""
+    few, many = replace(SHAPE, batch=0, neighbours=30), replace(SHAPE, batch=10_000, neighbours=30)
+    users = pages["user"] + pages["user_item"] + pages["history"]
+    assert footprint(CONFIG, few).parts["features.users"] == pytest.approx(users, rel=0.1)
+    assert footprint(CONFIG, many).of("features") == pytest.approx(pages["file"], rel=0.15)
+    assert footprint(CONFIG, few).of("features") * (1 + COPIES) > pages["file"]
+
+
+def test_canary_another_shape_does_not_fit(pages: dict[str, int]) -> None:
+    users = pages["user"] + pages["user_item"] + pages["history"]
+    twice = replace(SHAPE, batch=0, events=2 * EVENTS, distinct=2 * SHAPE.distinct)
+    assert footprint(CONFIG, twice).parts["features.users"] > 1.5 * users
+
+
+def test_rows_are_those_of_the_table() -> None:
+    with closing(catalogs.open("memory://", entities=CONFIG.entities)) as catalog:
+        table = new_towers(CONFIG, catalog).table
+    for family, count in enumerate((USERS, ITEMS, 50)):
+        table.find_or_create(np.random.default_rng(family).integers(1, 2**63, count, np.uint64), family, 1_000)
+    said = footprint(CONFIG, replace(SHAPE, values=50)).parts
+    assert said["serving.users"] + said["serving.rows"] == pytest.approx(table.explain().predicted, abs=2)
+    assert said["serving.users"] == said["trainer.users"]
+
+
+def test_mirrors_and_histories_are_those_of_the_processes() -> None:
+    said = footprint(CONFIG, SHAPE).parts
+    width = Ring(CONFIG).dtype.itemsize
+    assert ITEMS * (width + 16) < said["serving.mirrors"] < ITEMS * (width + 8 + 32)
+    histories, events = Histories(), batch(np.random.default_rng(0))
+    histories.fold(events, np.ones(len(events), np.float32))
+    per_user = [
+        histories._user,
+        *histories._of.values(),
+        *(getattr(histories, f"_ring_{n}") for n in ("entity", "time", "interest")),
+    ]
+    used = sum(array[: len(histories)].nbytes for array in per_user)
+    waiting = sum(
+        array.nbytes for array in (histories._w_entity, histories._w_time, histories._w_interest, histories._w_next)
+    )
+    slots = histories._rows._keys.nbytes + histories._rows._rows.nbytes
+    assert said["trainer.histories"] == pytest.approx(used + waiting + slots, rel=0.1)
+
+
+def test_bounds_of_the_configuration_bound_it() -> None:
+    bounded = CONFIG.model_copy(
+        update={"features": CONFIG.features.model_copy(update={"history": 5, "items_per_user": 4})}
+    )
+    assert footprint(bounded, SHAPE).parts["features.users"] < footprint(CONFIG, SHAPE).parts["features.users"]
+    assert (
+        footprint(bounded, replace(SHAPE, events=500, distinct=300)).parts["features.users"]
+        == footprint(bounded, replace(SHAPE, events=5, distinct=4)).parts["features.users"]
+    )
+
+
+def test_a_world_without_anything_takes_nothing() -> None:
+    assert footprint(CONFIG, Shape(users=0, items=0, events=0, distinct=0)).total == 0
+
+
+def test_sums() -> None:
+    found = footprint(CONFIG, SHAPE)
+    assert found.total == sum(found.of(place) for place in ("features", "catalog", "serving", "trainer"))
+    assert set(found.of_users()) == {"features.users", "serving.users", "trainer.users", "trainer.histories"}
