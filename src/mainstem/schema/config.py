@@ -204,7 +204,7 @@ class OnlineConfig(_Section):
     """The guard refuses an update whose loss is so much above its running reference: 0.5 is half more."""
     pools: int = Field(default=1_000, ge=0)
     """Candidate pools that wait for labels at most; one more lets the oldest go."""
-    ranking_learning_rate: float = Field(default=1e-4, ge=0)
+    ranking_learning_rate: float = Field(default=3e-4, ge=0)
     """Of the ranking network, for a full batch of slates; 0 leaves it to rebuilds."""
     canary_overlap: float = Field(default=0.2, ge=0, le=1)
     """The guard refuses an update after which less than this share of the canary slates' items are still in them."""
