@@ -3,7 +3,8 @@
 All arms start from one base and share live features; one learner goes through the events, and each arm's parameters
 follow it at its own pace. Every sampled visit is asked of every arm before it is learned: NDCG@10 of any entity, of
 what is new to the user, and logloss of the first head over one pool of candidates. Three seeds; 95 % intervals of the
-paired difference to the frozen arm by bootstrap over visits.
+paired difference to the frozen arm by bootstrap over visits. Data sets that a run does not name keep their part of the
+last result.
 
     python benchmarks/q4_online.py [--dataset completejourney ...] [--seeds 3] [--days 28] [--skip-days 0]
 """
@@ -87,6 +88,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="train.online settings, as ranking_learning_rate=3e-4")
     arguments = parser.parse_args()
     with Bench("q4_online", metric="ndcg@10_gain_over_frozen", goal=0.0) as bench:
+        kept = RESULTS / "q4_online.json"
+        bench.parts |= json.loads(kept.read_text()).get("parts", {}) if kept.exists() else {}
         for name in arguments.dataset:
             stage = Stage(name, online=dict(each.split("=") for each in arguments.set))
             seeds = [one_seed(stage, seed, arguments) for seed in range(arguments.seeds)]
@@ -94,7 +97,7 @@ def main() -> None:
             bench.parts[name] = {
                 "metric": "prequential, by arm", "ours": found["every 300"]["ndcg"]["gain"], "goal": None, "met": None,
                 "arms": found, "gain_by_quarter": {arm: drift(seeds, arm) for arm in EVERY if arm != "frozen"},
-                "visits": arguments.sample, "seeds": arguments.seeds, "days": arguments.days,
+                "visits": arguments.sample, "seeds": arguments.seeds, "days": arguments.days, "pools": arguments.pools,
             }  # fmt: skip
             say(json.dumps(found, indent=1))
         first = bench.parts[arguments.dataset[0]]["arms"]
