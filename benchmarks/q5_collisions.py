@@ -346,7 +346,7 @@ def data_set(bench: Bench, name: str, arguments: argparse.Namespace) -> None:
     popular = [
         ranked(task, items, by_counts(task, items, since)) for since in {0, task.cut - 28 * DAY if task.timed else 0}
     ]
-    best = {metric: max(found[metric] for found in popular) for metric in popular[0]}
+    best = {metric: round(max(found[metric] for found in popular), 5) for metric in popular[0]}
     learned = all(found["recall@100"] > best["recall@100"] for found in rows[OWN])
     bench.parts[name] = {
         "metric": "NDCG@10, by arm", "ours": round(float(np.mean([f["ndcg@10"] for f in rows[OWN]])), 5),
