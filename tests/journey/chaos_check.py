@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from chaos_clients import Evidence, Seen
-from chaos_shop import REBUILT
+from chaos_shop import REBUILT, kind_of
 from numpy.typing import NDArray
 
 from mainstem import catalog as catalogs
@@ -78,11 +78,7 @@ class History:
     def made(self, kind: str) -> list[Manifest]:
         """Bases that began as `rolled_back` or `rebuilt` ones."""
         found = [base.manifest for base, _ in self.bases]
-        return [manifest for manifest in found if _kind(manifest) == kind]
-
-
-def _kind(manifest: Manifest) -> str:
-    return next((kind for kind in ("rolled_back", "rebuilt") if kind in manifest.extras), "first")
+        return [manifest for manifest in found if kind_of(manifest) == kind]
 
 
 # ---- what was learned ----------------------------------------------------------------------------
@@ -193,7 +189,7 @@ def began_wrongly(
     config: Config, log: Log, history: History, before: tuple[Snapshot, list[Delta]], base: Snapshot
 ) -> list[str]:
     """Is a new base a version gone back to, or a model rebuilt from history, at a place that leaves out nothing?"""
-    manifest, kind = base.manifest, _kind(base.manifest)
+    manifest, kind = base.manifest, kind_of(base.manifest)
     name = f"base {manifest.version}"
     published = [before[0].position, *(delta.position for delta in before[1])]
     if kind == "rolled_back":

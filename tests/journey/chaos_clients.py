@@ -19,7 +19,7 @@ from mainstem.schema.position import START, Position
 from mainstem.schema.time import DAY, HOUR, now_ms
 
 # Seconds after which a request or a start counts as hung.
-HUNG = 60.0
+HUNG = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chaos_clients import HUNG
 from chaos_shop import REBUILT, Shop, names
-from chaos_world import Chaos, Command
+from chaos_world import PATIENCE, Chaos, Command, Fresh
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +69,15 @@ class Rollbacks:
 
 @dataclass(slots=True)
 class Bursts:
-    """Odd events, `events` at a time and `delay` seconds apart, until `wanted` updates were refused."""
+    """Odd events, `events` at a time and `delay` seconds apart, until `wanted` updates were refused. Before the first,
+    `ordinary` events: the guard's reference is made of those."""
 
     shop: Shop
     wanted: int
+    ordinary: int
     events: int
     delay: float
-    patience: float = 150.0
+    patience: float = PATIENCE
     posted: int = 0
     _began: float = field(default_factory=time.monotonic)
     _last: float = field(default_factory=time.monotonic)
@@ -83,7 +85,8 @@ class Bursts:
     def turn(self, chaos: Chaos) -> bool:
         refused = len(refusals(self.shop))
         assert time.monotonic() - self._began < self.patience, f"{self.posted} bursts, {refused} refusals"
-        if refused < self.wanted and time.monotonic() - self._last >= self.delay and chaos.trainer.working:
+        known = len(chaos.evidence.acknowledged) >= self.ordinary and chaos.trainer.working
+        if known and refused < self.wanted and time.monotonic() - self._last >= self.delay:
             chaos.clients.burst(self.events)
             self.posted, self._last = self.posted + 1, time.monotonic()
         return refused >= self.wanted
@@ -93,27 +96,26 @@ class Bursts:
 
 
 class RebuildKills:
-    """Kills rebuilds that the trainer started: each so many seconds after it began. Then waits until `wanted` rebuilt
-    models were switched to."""
+    """Kills rebuilds that the trainer started: each so many seconds after it was seen. Then waits until `wanted`
+    rebuilt models were switched to."""
 
-    def __init__(self, shop: Shop, delays: list[float], wanted: int, patience: float = 240.0) -> None:
-        self.shop, self.delays, self.wanted, self.patience = shop, delays, wanted, patience
+    def __init__(self, shop: Shop, delays: list[float], wanted: int) -> None:
+        self.shop, self.delays, self.wanted = shop, delays, wanted
         self.kills = 0
         self._seen: dict[int, float] = {}
         self._began = time.monotonic()
 
     def turn(self, chaos: Chaos) -> bool:
-        now = time.monotonic()
-        switched = rebuilt_bases(self.shop)
-        assert now - self._began < self.patience, f"{self.kills} rebuilds killed, {len(switched)} switched to"
+        now, switched = time.monotonic(), len(self.shop.rebuilt)
+        assert now - self._began < 2 * PATIENCE, f"{self.kills} rebuilds killed, {switched} switched to"
         trainer = chaos.trainer.running.pid
-        for child in children(trainer) if trainer else []:
-            if self.delays and now - self._seen.setdefault(child, now) >= self.delays[0]:
+        for child in children(trainer) if trainer and self.delays else []:
+            if now - self._seen.setdefault(child, now) >= self.delays[0]:
                 os.kill(child, signal.SIGKILL)
                 self.delays.pop(0)
                 self.kills += 1
                 break
-        return not self.delays and len(switched) >= self.wanted
+        return not self.delays and switched >= self.wanted
 
     def close(self) -> None:
         """The rebuild ends with its trainer."""
@@ -139,23 +141,18 @@ def refusals(shop: Shop) -> list[str]:
     return names(shop.archive.root / "main" / "refused", "*.delta")
 
 
-def rebuilt_bases(shop: Shop) -> list[str]:
-    """Bases that a rebuild began."""
-    manifests = shop.archive.manifests("main")
-    return [m.version for m in manifests if m.base == m.version and {"rebuilt"} == {"rebuilt", "rolled_back"} & {*m.extras}]
+def stages(shop: Shop, trainer: Callable[[], int | None]) -> dict[str, Callable[[], bool]]:
+    """Of a rebuild, in order: what tells that it has come so far."""
+    main, line = shop.weights / "main", shop.weights / f"main{REBUILT}"
 
+    def whole(folder: Path) -> list[str]:
+        return [name for name in names(folder, "v-*") if (folder / name / "manifest.json").exists()]
 
-def stages(shop: Shop, trainer: Callable[[], int | None]) -> dict[str, Callable[[], list[object]]]:
-    """Names of what is new when a rebuild has come to each stage."""
-    line = shop.weights / f"main{REBUILT}"
     return {
-        "started": lambda: [*children(trainer() or -1)],
-        "towers learned": lambda: [*names(shop.weights / f"main{REBUILT}-training", "v-*")],
-        "being written": lambda: [*names(line, "v-*")],
-        "published": lambda: [name for name in names(line, "v-*") if (line / name / "manifest.json").exists()],
-        "being switched to": lambda: [
-            name for name in names(shop.weights / "main", "v-*")
-            if not (shop.weights / "main" / name / "manifest.json").exists()
-        ],
-        "in use": lambda: [*rebuilt_bases(shop)],
-    }  # fmt: skip
+        "started": lambda: bool(children(trainer() or -1)),
+        "towers learned": Fresh(lambda: names(shop.weights / f"main{REBUILT}-training", "v-*")),
+        "being written": Fresh(lambda: names(line, "v-*")),
+        "published": Fresh(lambda: whole(line)),
+        "being switched to": Fresh(lambda: [name for name in names(main, "v-*") if name not in whole(main)]),
+        "in use": Fresh(lambda: shop.rebuilt.copy()),
+    }

@@ -17,7 +17,7 @@ from mainstem.schema.config import Config
 from mainstem.schema.config_file import load
 from mainstem.schema.records import Entity, Event, LogRecord
 from mainstem.schema.time import DAY
-from mainstem.weights import Snapshots
+from mainstem.weights import Manifest, Snapshots
 
 BEGAN = 1_700_000_000_000
 DAYS, USERS, THINGS = 20, 300, 300
@@ -72,6 +72,8 @@ class Shop:
         self.archive: Snapshots = weights.open(str(kept))
         self.newest: tuple[str, int] = ("", 0)
         """Base and number of what was published last, as of the last look."""
+        self.rebuilt: list[str] = []
+        """Bases that were rebuilt from history."""
         self._kept: set[Path] = set()
         self.look()
 
@@ -97,6 +99,8 @@ class Shop:
         if all([self._keep(version / name) for name in others]) and self._keep(manifest) and version.parts[0] == "main":
             found = self.archive.manifest("main", version.name)
             self.newest = max(self.newest, (found.base, found.sequence))
+            if found.base == found.version and kind_of(found) == "rebuilt":
+                self.rebuilt.append(found.version)
 
     def _keep(self, file: Path) -> bool:
         """Whether it is in the archive; not where it is deleted already."""
@@ -108,6 +112,11 @@ class Shop:
                 return False
             self._kept.add(file)
         return True
+
+
+def kind_of(base: Manifest) -> str:
+    """How a base came about."""
+    return next((kind for kind in ("rolled_back", "rebuilt") if kind in base.extras), "first")
 
 
 def names(folder: Path, pattern: str) -> list[str]:

@@ -22,8 +22,8 @@ from mainstem.cli import main
 from mainstem.loop import Loop
 from mainstem.schema.position import Position
 
-# Seconds after which a stage that a plan waits for counts as one that never comes.
-PATIENCE = 150.0
+# Seconds after which what must come about by itself counts as never coming.
+PATIENCE = 400.0
 
 # ---- processes -----------------------------------------------------------------------------------
 

@@ -54,8 +54,8 @@ def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
 
     def plans(count: int) -> list[Plan]:
         return [
-            Plan(False, dice.uniform(0.1, 3)) if dice.random() < 0.35 else
-            Plan(True, dice.uniform(0.05, 2.5), both=dice.random() < 0.2)
+            Plan(False, dice.uniform(0.1, 2.5)) if dice.random() < 0.35 else
+            Plan(True, dice.uniform(0.05, 2), both=dice.random() < 0.2)
             for _ in range(count)
         ]  # fmt: skip
 
