@@ -207,7 +207,9 @@ def began_wrongly(
     rebuilt = history.rebuilt.get(str(manifest.extras.get("rebuilt")))
     if kind == "first" or rebuilt is None:
         return [f"{name} comes from nowhere"]
-    faults = [f"{name} does not see what was learned already"] if base.position.offset() < published[-1].offset() else []
+    faults = (
+        [f"{name} does not see what was learned already"] if base.position.offset() < published[-1].offset() else []
+    )
     if "rolled_back" in before[0].manifest.extras and rebuilt.manifest.version < before[0].manifest.version:
         faults.append(f"{name} undoes the rollback {before[0].manifest.version}")
     return faults + [f"{name}: {why}" for why in noted_differently(config, log, rebuilt, base)]

@@ -34,6 +34,8 @@ SETTINGS: dict[str, Any] = {
         "online": {"batch": 64, "publish_every": "100ms", "snapshot_every": "1s", "dense_every": "500ms", "keep": 10},
     },
 }  # fmt: skip
+
+
 def past() -> list[LogRecord]:
     """Even users buy even things, odd users odd ones."""
     dice = random.Random(7)
@@ -96,7 +98,7 @@ class Shop:
         if manifest in self._kept or not (self.weights / manifest).exists():
             return
         others = names(self.weights / version, "*.safetensors")
-        if all([self._keep(version / name) for name in others]) and self._keep(manifest) and version.parts[0] == "main":
+        if all(self._keep(version / name) for name in others) and self._keep(manifest) and version.parts[0] == "main":
             found = self.archive.manifest("main", version.name)
             self.newest = max(self.newest, (found.base, found.sequence))
             if found.base == found.version and kind_of(found) == "rebuilt":

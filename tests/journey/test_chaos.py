@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chaos_check import (
+    History,
+    began_wrongly,
     follow,
+    follow_all,
     held_differs,
     lost_or_twice,
     new_learner,
@@ -22,11 +25,12 @@ from chaos_clients import Evidence, Seen
 from chaos_shop import Shop
 from chaos_survival import Survived, assert_all_well, seed_of
 from chaos_world import Chaos, Plan
+from msgspec.structs import replace as replaced
 
 from mainstem import weights
-from mainstem.train import OnlineTrainer
+from mainstem.train import OnlineTrainer, rebuilt
 from mainstem.train.threads import torch_threads
-from mainstem.weights import Delta
+from mainstem.weights import Delta, Snapshot, SnapshotMeta
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +58,8 @@ def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
 
     def plans(count: int) -> list[Plan]:
         return [
-            Plan(False, dice.uniform(0.1, 2.5)) if dice.random() < 0.35 else
-            Plan(True, dice.uniform(0.05, 2), both=dice.random() < 0.2)
+            Plan(False, dice.uniform(0.1, 2)) if dice.random() < 0.35 else
+            Plan(True, dice.uniform(0.05, 1.5), both=dice.random() < 0.2)
             for _ in range(count)
         ]  # fmt: skip
 
@@ -118,6 +122,55 @@ def test_ranges_learned_twice_or_left_out_are_caught(survived: Survived) -> None
     assert faults(replace(delta, extras={"cuts": delta.extras["cuts"][:-1] or [[before + 1, True]]}))
     assert "nothing was refused" in faults(replace(delta, extras={"cuts": []}))[0]
     assert "does not follow on" in faults(*deltas[at + 1 :])[0]
+
+
+@pytest.fixture
+def turned(survived: Survived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
+    """What the shop published, then a rollback to half the log, then a rebuild, learned on to the log's end."""
+    monkeypatch.setattr(rebuilt, "LOOK", 0.0)
+    shop, (base, deltas) = survived.shop, survived.history.bases[0]
+    shutil.copytree(shop.archive.root, tmp_path / "weights")
+    store, version = weights.open(str(tmp_path / "weights")), base.manifest.version
+    online = shop.config.train.online.model_copy(update={"keep": 1_000})
+    train = shop.config.train.model_copy(update={"online": online})
+    config = shop.config.model_copy(update={"train": train})
+    store.rollback("main", version, deltas[len(deltas) // 2].position)
+    with torch_threads(1):
+        trainer = OnlineTrainer(config, survived.log, store, lambda: new_learner(config), base.manifest.fingerprint)
+        rolled_back = trainer.place.base
+        assert trainer.step()
+        assert trainer.publish()
+        extras = {"state": base.manifest.extras["state"]}
+        meta = SnapshotMeta(fingerprint=trainer.fingerprint, position=base.position, extras=extras)
+        store.save("main-rebuilt", base.tensors, base.tables, meta, base.training)
+        while trainer.step() or trainer.place.base == rolled_back:
+            trainer.publish()
+    return History.of(store)
+
+
+def test_bases_that_come_from_nowhere_or_lose_their_place_are_caught(survived: Survived, turned: History) -> None:
+    config, log = survived.shop.config, survived.log
+    assert follow_all(config, log, turned).faults == []
+    assert len(turned.made("rolled_back")) == len(turned.made("rebuilt")) == 1
+    first, back, new = turned.bases
+
+    def faults(before: tuple[Snapshot, list[Delta]], base: Snapshot, **changed: object) -> str:
+        altered = replaced(base, manifest=replaced(base.manifest, **changed))
+        return " ".join(began_wrongly(config, log, turned, before, altered))
+
+    assert faults(first, back[0]) == faults(back, new[0]) == ""
+    extras, off = new[0].manifest.extras, f"p0:{new[0].position.offset() - 1}"
+    older = {name: value for name, value in extras.items() if name != "rebuilt"}
+    assert "comes from nowhere" in faults(back, new[0], extras=older)
+    assert "comes from nowhere" in faults(back, new[0], extras=older | {"rebuilt": "v-of-nobody"})
+    assert "each event once" in faults(back, new[0], position=off)
+    assert "learned already" in faults(back, new[0], position=str(back[0].position))
+    later = replaced(back[0], manifest=replaced(back[0].manifest, version="v-z"))
+    assert "undoes the rollback" in faults((later, back[1]), new[0])
+    assert "neither" in faults(first, back[0], position=f"p0:{first[0].position.offset() + 1}")
+    assert "is not what" in faults(first, back[0], files=new[0].manifest.files)
+    never = {**back[0].manifest.extras, "rolled_back": {"to": "v-of-nobody", "from": ""}}
+    assert "never was" in faults(first, back[0], extras=never)
 
 
 def test_a_server_that_holds_other_rows_is_caught(survived: Survived, tmp_path: Path) -> None:
