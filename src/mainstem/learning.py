@@ -34,7 +34,7 @@ from mainstem.schema.time import parse_duration
 from mainstem.train import OnlineLearner, OnlineTrainer, RankingLearner, new_ranker, new_towers
 from mainstem.train.threads import torch_threads
 
-__all__ = ["Learning", "Rebuilds", "learner_of", "online_trainer"]
+__all__ = ["Learning", "Rebuilds", "definition", "learner_of", "online_trainer"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,17 +51,21 @@ def silent(stage: str, done: int, total: int) -> None:
 
 def online_trainer(config: Config, log: Log, base: Path, line: str = LINE) -> OnlineTrainer:
     """The trainer of a line, where its newest good snapshot and the deltas after it stand. Raises NotReady."""
+    made_for, inputs = definition(config)
+
+    def new_learner() -> OnlineLearner:
+        return learner_of(config, catalogs.open("memory://", entities=config.entities), inputs)
+
+    return OnlineTrainer(config, log, weights.open(storage_urls(config, base).weights), new_learner, made_for, line)
+
+
+def definition(config: Config) -> tuple[str, tuple[str, ...]]:
+    """The fingerprint of what is learned as configured, and the names of the ranking network's inputs."""
     with (
         closing(catalogs.open("memory://", entities=config.entities)) as nothing,
         closing(features.open("memory://", config, nothing)) as private,
     ):
-        made_for, inputs = fingerprint(config, private), (*private.names, *EXTRA_INPUTS)
-
-    def new_learner() -> OnlineLearner:
-        catalog = catalogs.open("memory://", entities=config.entities)
-        return learner_of(config, catalog, inputs)
-
-    return OnlineTrainer(config, log, weights.open(storage_urls(config, base).weights), new_learner, made_for, line)
+        return fingerprint(config, private), (*private.names, *EXTRA_INPUTS)
 
 
 def learner_of(config: Config, catalog: MemoryCatalog, inputs: Sequence[str]) -> OnlineLearner:

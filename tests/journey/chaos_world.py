@@ -1,104 +1,29 @@
-"""A small shop whose server and trainer are processes to be killed, and two clients that never rest."""
+"""Server and trainer as processes to be killed by plan, while clients go on."""
 
 from __future__ import annotations
 
 import http.client
-import itertools
 import json
 import multiprocessing
 import multiprocessing.process
 import os
-import random
-import shutil
 import socket
-import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import yaml
+import numpy as np
+from chaos_clients import HUNG, Clients, Evidence
+from chaos_shop import Shop
 
-from mainstem import weights
 from mainstem.cli import main
 from mainstem.loop import Loop
-from mainstem.schema.config import Config
-from mainstem.schema.config_file import load
-from mainstem.schema.position import START, Position
-from mainstem.schema.records import Entity, Event, LogRecord
-from mainstem.schema.time import DAY, HOUR, now_ms
-from mainstem.weights import Snapshots
+from mainstem.schema.position import Position
 
-BEGAN = 1_700_000_000_000
-DAYS, USERS, THINGS = 20, 300, 300
-PARITY = ("even", "odd")
-SETTINGS: dict[str, Any] = {
-    "data": "data",
-    "entities": {"item": {"attributes": {"parity": "category"}}},
-    "canvases": {"home": {"limit": 10}},
-    "model": {"dim": 16, "hidden": [16]},
-    "log": {"seal_rows": 1_000, "keep_rows": 1_000},  # so that sealing is killed too
-    "train": {
-        "retrieval_batch": 256, "retrieval_epochs": 1, "ranking_slates": 100, "ranking_epochs": 1, "ranking_batch": 4,
-        "online": {"batch": 64, "publish_every": "100ms", "snapshot_every": "1s", "dense_every": "500ms", "keep": 10},
-    },
-}  # fmt: skip
-# Seconds after which a request or a start counts as hung.
-HUNG = 60.0
-
-
-# ---- the shop ------------------------------------------------------------------------------------
-
-
-def past() -> list[LogRecord]:
-    """Even users buy even things, odd users odd ones."""
-    dice = random.Random(7)
-    things = [
-        Entity(record_id=f"thing-{n}", time=BEGAN, entity=str(n), attributes={"parity": PARITY[n % 2]})
-        for n in range(THINGS)
-    ]
-    bought = [
-        Event(
-            event_id=f"past-{day}-{user}-{place}", time=BEGAN + day * DAY + user * 60_000 + place, user=f"u{user}",
-            kind="purchase", entity=str(2 * dice.randrange(THINGS // 2) + user % 2), session=f"{day}-{user}",
-        )
-        for day in range(DAYS) for user in range(USERS) if dice.random() < 0.2 for place in range(3)
-    ]  # fmt: skip
-    return [*things, *sorted(bought, key=lambda event: event.time)]
-
-
-class Shop:
-    """Configured, filled and trained in `folder`; `archive` keeps the base and every delta that is published."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.config_file = folder, folder / "mainstem.yaml"
-        self.config_file.write_text(yaml.safe_dump(SETTINGS))
-        self.config: Config = load(self.config_file)
-        self.weights = folder / "data" / "weights"
-        with Loop(self.config, folder) as loop:
-            loop.append(past())
-            self.base = loop.train().version
-            loop.catch_up()
-        kept = folder / "archive"
-        shutil.copytree(self.weights / "main" / self.base, kept / "main" / self.base)
-        self.archive: Snapshots = weights.open(str(kept))
-        self._deltas = self.weights / "main" / "deltas" / self.base
-        self._kept = kept / "main" / "deltas" / self.base
-        self._kept.mkdir(parents=True)
-        self._names: set[str] = set()
-
-    def look(self) -> int:
-        """Keep what was published since, by hard links; the newest number."""
-        names = set(os.listdir(self._deltas)) if self._deltas.exists() else set()
-        for name in sorted(names - self._names):
-            if name.endswith(".delta"):
-                os.link(self._deltas / name, self._kept / name)
-                self._names.add(name)
-        return max((int(name.partition(".")[0]) for name in self._names), default=0)
-
+# Seconds after which what must come about by itself counts as never coming.
+PATIENCE = 400.0
 
 # ---- processes -----------------------------------------------------------------------------------
 
@@ -111,77 +36,130 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def mainstem(words: list[str], folder: Path, output: Path) -> None:
-    """`mainstem WORDS` in this process, from `folder`."""
+    """`mainstem WORDS` in this process, from `folder`. What a server serves when it ends in order goes beside its
+    output: `save_served`."""
     with output.open("ab") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
     os.chdir(folder)
+    if words[0] == "serve":
+        close = Loop.close
+
+        def told(loop: Loop) -> None:
+            save_served(loop, output.with_suffix(".npz"))
+            close(loop)
+
+        Loop.close = told  # type: ignore[method-assign]
     main(words)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """When to kill: `delay` seconds after the start or, with `working`, after it was seen at work. both: the other
-    process in the same moment too."""
+def save_served(loop: Loop, path: Path) -> None:
+    """The rows of the model in use: keys uint64 [n], values float32 [n, dim]; and how it is called."""
+    model = loop.parts.keeper.current()
+    parts = [(keys, values) for keys, values in model.towers.table.items()]
+    np.savez(
+        path, keys=np.concatenate([keys for keys, _ in parts]), values=np.concatenate([values for _, values in parts]),
+        version=str(model.answers.sparse_version),
+    )  # fmt: skip
 
-    working: bool
-    delay: float
-    both: bool = False
 
+class Command:
+    """`mainstem WORDS` as a process. Its output goes to NAME.txt."""
 
-@dataclass(slots=True)
-class Victim:
-    """`mainstem COMMAND` as a process. Each start is a life; `works(life's start)` tells whether it is at work."""
-
-    name: str
-    command: list[str]
-    folder: Path
-    plans: list[Plan]
-    works: Callable[[Victim], bool]
-    process: multiprocessing.process.BaseProcess | None = None
-    life: int = 0
-    kills: int = 0
-    killed_starting: int = 0
-    working: bool = False
-    since: float = 0.0
-    mark: int = 0
-    """What its maker wants to remember of the start."""
-
-    def start(self) -> None:
-        self.life, self.working, self.since = self.life + 1, False, time.monotonic()
-        self.process = _forks.Process(target=mainstem, args=(self.command, self.folder, self.output))
-        self.process.start()
+    def __init__(self, name: str, words: list[str], folder: Path) -> None:
+        self.name, self.words, self.folder = name, words, folder
+        self.process: multiprocessing.process.BaseProcess | None = None
 
     @property
     def output(self) -> Path:
         return self.folder / f"{self.name}.txt"
 
-    def kill(self) -> None:
-        assert self.process
-        self.kills += 1
-        self.killed_starting += not self.working
-        self.process.kill()
-        self._ended()
+    def start(self) -> None:
+        self.process = _forks.Process(target=mainstem, args=(self.words, self.folder, self.output))
+        self.process.start()
+
+    @property
+    def running(self) -> multiprocessing.process.BaseProcess:
+        assert self.process, f"{self.name} does not run"
+        return self.process
+
+    def kill(self) -> int:
+        self.running.kill()
+        return self.wait()
 
     def stop(self) -> int:
         """Ask it to end; its exit status."""
-        assert self.process
-        self.process.terminate()
-        return self._ended()
+        self.running.terminate()
+        return self.wait()
 
-    def _ended(self) -> int:
-        assert self.process
-        self.process.join(HUNG)
-        status = self.process.exitcode
+    def wait(self, seconds: float = HUNG) -> int:
+        """Its exit status."""
+        process = self.running
+        process.join(seconds)
+        status = process.exitcode
         assert status is not None, f"{self.name} does not end: see {self.output}"
-        self.process.close()
+        process.close()
         self.process = None
         return status
 
+    def close(self) -> None:
+        """Leave no process behind, whatever happened."""
+        if self.process:
+            self.process.kill()
+            self.process.join()
+            self.process = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """When to kill: `delay` seconds after the start or, with `working`, after it was seen at work or, with `when`
+    besides, after that gave True for the first time. both: the other process in the same moment too."""
+
+    working: bool
+    delay: float
+    both: bool = False
+    when: Callable[[], bool] | None = None
+
+
+class Fresh:
+    """True from when `names()` gives one that was not there at the first call."""
+
+    def __init__(self, names: Callable[[], Sequence[object]]) -> None:
+        self.names = names
+        self._before: Sequence[object] | None = None
+
+    def __call__(self) -> bool:
+        now = self.names()
+        self._before = now if self._before is None else self._before
+        return any(name not in self._before for name in now)
+
+
+class Victim(Command):
+    """A command that is started again whenever it was killed: each start is a life. `works(it)`: is it at work?"""
+
+    def __init__(
+        self, name: str, words: list[str], folder: Path, plans: list[Plan], works: Callable[[Victim], bool]
+    ) -> None:
+        super().__init__(name, words, folder)
+        self.plans, self.works = plans, works
+        self.life = self.kills = self.killed_starting = 0
+        self.working = self._reached = False
+        self.since = 0.0
+        self.mark: tuple[str, int] = ("", 0)
+        """What its maker wants to remember of the start."""
+
+    def start(self) -> None:
+        self.life, self.working, self._reached, self.since = self.life + 1, False, False, time.monotonic()
+        super().start()
+
+    def kill(self) -> int:
+        self.kills += 1
+        self.killed_starting += not self.working
+        return super().kill()
+
     def is_due(self) -> bool:
         """Look at it: is the moment of its plan there? Raises AssertionError where it ended by itself or hangs."""
-        assert self.process
-        status, told = self.process.exitcode, f"see {self.output}"
+        status, told = self.running.exitcode, f"see {self.output}"
         assert status is None, f"{self.name} ended by itself with status {status}: {told}"
         now = time.monotonic()
         if not self.working and self.works(self):
@@ -190,148 +168,45 @@ class Victim:
         if plan is None or (plan.working and not self.working):
             assert self.working or now - self.since < HUNG, f"{self.name} is not at work after {HUNG} s: {told}"
             return False
+        if plan.when is not None and not self._reached:
+            assert now - self.since < PATIENCE, f"{self.name} is not where its plan waits for it: {told}"
+            if not plan.when():
+                return False
+            self._reached, self.since = True, now
         return now - self.since >= plan.delay
-
-
-# ---- clients -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The model that one slate came from: in which life of the server, at what wall-clock ms."""
-
-    life: int
-    at: int
-    base: str
-    sequence: int
-
-
-@dataclass(slots=True)
-class Evidence:
-    """What the clients saw."""
-
-    acknowledged: list[str] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
-    broken: list[tuple[float, float, str]] = field(default_factory=list)
-    """Requests without an answer: sent, failed (monotonic seconds), why."""
-    faults: list[str] = field(default_factory=list)
-    down: list[list[float]] = field(default_factory=list)
-    """Stretches in which the server was dead or not yet listening."""
-    posts: int = 0
-    after: str = str(START)
-
-
-class Clients:
-    """One posts events, sending each again until it is acknowledged; one asks for slates. Both without pause but for a
-    moment between requests, which leaves the machine some time for the rest."""
-
-    def __init__(self, port: int, server: Victim, evidence: Evidence, seed: int) -> None:
-        self.port, self.server, self.evidence = port, server, evidence
-        self._dice = random.Random(seed)
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._guarded, args=(work,)) for work in (self._post, self._ask)]
-
-    def __enter__(self) -> Clients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _guarded(self, work: Callable[[Wire], None]) -> None:
-        try:
-            with closing(Wire(self.port, self.evidence)) as wire:
-                work(wire)
-        except Exception as error:  # noqa: BLE001 - a client that dies is a fault, not silence
-            self.evidence.faults.append(f"client: {error!r}")
-
-    def _post(self, wire: Wire) -> None:
-        for number in itertools.count():
-            if self._stop.is_set():
-                return
-            events = [self._event(f"live-{number}-{place}") for place in range(self._dice.randrange(1, 6))]
-            while (answer := wire.call("POST", "/v1/events", events)) is None:  # until it is in: never given up
-                time.sleep(0.02)
-            self.evidence.acknowledged += [event["event_id"] for event in events]
-            self.evidence.after, self.evidence.posts = answer["position"], self.evidence.posts + 1
-            if number % 150 == 149:
-                wire.call("DELETE", f"/v1/users/u{self._dice.randrange(USERS)}")
-            self._stop.wait(0.02)
-
-    def _event(self, name: str) -> dict[str, Any]:
-        user = self._dice.randrange(USERS + 30)  # some are new
-        entity = 2 * self._dice.randrange(THINGS // 2 + 10) + user % 2
-        time_ms = BEGAN + (DAYS + 1) * DAY + len(self.evidence.acknowledged) * 100
-        session = f"live-{user}-{time_ms // HOUR}"
-        return {"event_id": name, "user": f"u{user}", "kind": "purchase", "entity": str(entity), "time": time_ms,
-                "session": session}  # fmt: skip
-
-    def _ask(self, wire: Wire) -> None:
-        dice = random.Random(1)
-        while not self._stop.is_set():
-            life, after = self.server.life, self.evidence.after
-            context = {"user": f"u{dice.randrange(USERS)}"}
-            slate = wire.call("POST", "/v1/slates", {"context": context, "after": after, "deadline_ms": 10_000})
-            if slate is not None:
-                self._note(slate, life, after)
-            self._stop.wait(0.03)
-
-    def _note(self, slate: dict[str, Any], life: int, after: str) -> None:
-        late = any(part["stage"] == "freshness" for part in slate["degraded"])
-        if not late and not Position.parse(after) <= Position.parse(slate["position"]):
-            self.evidence.faults.append(f"asked after {after}, a slate reflects {slate['position']} and says nothing")
-        if not slate["items"] or slate["sparse_version"] is None:
-            self.evidence.faults.append(f"a slate without items or model: {slate}")
-            return
-        base, _, sequence = slate["sparse_version"].partition("+")
-        self.evidence.seen.append(Seen(life, now_ms(), base, int(sequence)))
-
-
-class Wire:
-    """A kept-alive connection. What is not answered is noted, what is answered with an error is a fault."""
-
-    def __init__(self, port: int, evidence: Evidence) -> None:
-        self.port, self.evidence = port, evidence
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HUNG)
-
-    def call(self, method: str, path: str, body: object = None) -> Any:
-        """The decoded answer; None where there was none."""
-        sent = time.monotonic()
-        try:
-            self._connection.request(method, path, None if body is None else json.dumps(body))
-            response = self._connection.getresponse()
-            answer = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            self.evidence.broken.append((sent, time.monotonic(), f"{method} {path}: {error!r}"))
-            return None
-        if response.status >= 300:
-            self.evidence.faults.append(f"{method} {path} answered {response.status}: {answer[:300]!r}")
-            return None
-        return json.loads(answer)
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 # ---- chaos ---------------------------------------------------------------------------------------
 
 
+class Hand(Protocol):
+    """Something else that goes on meanwhile."""
+
+    def turn(self, chaos: Chaos) -> bool:
+        """Do what is due; whether all is done."""
+        ...
+
+    def close(self) -> None:
+        """Leave no process behind."""
+        ...
+
+
 class Chaos:
     """Server and trainer of a shop, killed by plan and started again at once, while clients go on.
 
-    rage() kills until the plans are done; settle(seconds) waits until all that is in the log is learned and served.
+    rage() kills until the plans and the hands are done; settle(seconds) waits until all that is in the log is learned
+    and served. most: events in one post.
     """
 
-    def __init__(self, shop: Shop, server: list[Plan], trainer: list[Plan], seed: int = 0) -> None:
-        self.shop, self.evidence, self.port = shop, Evidence(), _free_port()
+    def __init__(
+        self, shop: Shop, server: list[Plan], trainer: list[Plan], hands: Sequence[Hand] = (), *, seed: int = 0,
+        most: int = 5,
+    ) -> None:  # fmt: skip
+        self.shop, self.evidence, self.port, self.hands = shop, Evidence(), _free_port(), hands
         serve = ["serve", "--port", str(self.port), "--log-level", "warning"]
         self.server = Victim("server", serve, shop.folder, server, self._answers)
         self.trainer = Victim("trainer", ["train", "--online"], shop.folder, trainer, self._has_published)
-        self.clients = Clients(self.port, self.server, self.evidence, seed)
+        self.clients = Clients(self.port, lambda: self.server.life, self.evidence, seed, most)
         self.kills_of_both = 0
 
     @property
@@ -343,15 +218,19 @@ class Chaos:
         for victim in (self.server, self.trainer):
             self._start(victim)
         with self.clients:
-            while not (self.server.working and self.trainer.working) or self.server.plans or self.trainer.plans:
+            while not self._over():
                 self.shop.look()
                 for victim, other in ((self.server, self.trainer), (self.trainer, self.server)):
                     if victim.is_due():
                         plan = victim.plans.pop(0)
-                        dying = [victim, other] if plan.both else [victim]
                         self.kills_of_both += plan.both
-                        self._kill(dying)
+                        self._kill([victim, other] if plan.both else [victim])
                 time.sleep(0.02)
+
+    def _over(self) -> bool:
+        done = [hand.turn(self) for hand in self.hands]
+        killed = not self.server.plans and not self.trainer.plans
+        return all(done) and killed and self.server.working and self.trainer.working
 
     def _kill(self, dying: list[Victim]) -> None:
         if self.server in dying and self.evidence.down[-1][1] != float("inf"):
@@ -366,28 +245,37 @@ class Chaos:
         victim.start()
 
     def settle(self, seconds: float, end: Callable[[], Position]) -> float:
-        """Seconds until the newest delta has seen the log to its end and the server serves it."""
+        """Seconds until the newest update has seen the log to its end and the server serves it."""
         began = time.monotonic()
         while True:
             spent, newest = time.monotonic() - began, self.shop.look()
-            position = self.shop.archive.deltas.load("main", self.shop.base, newest).position
-            if position == end() and self._asked("/readyz")["parts"]["delta"] == newest:
+            if self._position(*newest) == end() and self._serves(*newest):
                 return spent
-            assert spent < seconds, f"after {spent:.0f} s delta {newest} stands at {position} of {end()}"
+            assert spent < seconds, f"after {spent:.0f} s {newest} stands at {self._position(*newest)} of {end()}"
             time.sleep(0.1)
 
-    def stop(self) -> list[int]:
-        """End both in order; their exit statuses."""
-        statuses = [self.trainer.stop(), self.server.stop()]
-        self.shop.look()
-        return statuses
+    def _position(self, base: str, sequence: int) -> Position:
+        if sequence in self.shop.archive.deltas.sequences("main", base):
+            return self.shop.archive.deltas.load("main", base, sequence).position
+        return Position.parse(self.shop.archive.manifest("main", base).position)
+
+    def _serves(self, base: str, sequence: int) -> bool:
+        """Of the model the server names the snapshot, which may be a later one of the base."""
+        parts = self._asked("/readyz")["parts"]
+        return parts["delta"] == sequence and self.shop.archive.manifest("main", parts["model"]).base == base
+
+    def stop(self, seconds: float) -> list[int]:
+        """End both in order, the server when it serves the trainer's last update; their exit statuses."""
+        trainer, end = self.trainer.stop(), time.monotonic() + seconds
+        while not self._serves(*self.shop.look()):
+            assert time.monotonic() < end, f"the server does not come to {self.shop.newest}: see {self.server.output}"
+            time.sleep(0.05)
+        return [trainer, self.server.stop()]
 
     def close(self) -> None:
         """Leave no process behind, whatever happened."""
-        for victim in (self.server, self.trainer):
-            if victim.process:
-                victim.process.kill()
-                victim.process.join()
+        for one in (self.server, self.trainer, *self.hands):
+            one.close()
 
     def _answers(self, server: Victim) -> bool:
         try:

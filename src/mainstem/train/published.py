@@ -66,27 +66,28 @@ class SnapshotWriter:
 
     def write(
         self, state: State, *, base: str | None, sequence: int, dense_version: str | None, fingerprint: str,
-        position: Position, extras: dict[str, Any], carried: Carried, wait: bool,
+        position: Position, extras: dict[str, Any], carried: Carried, wait: bool, expect: str | None = None,
     ) -> None:  # fmt: skip
-        """Start writing; with `wait`, return when it is durable and raise what went wrong."""
+        """Start writing; with `wait`, return when it is durable and raise what went wrong. expect: the base that a
+        full snapshot (`base` None) must find to be the newest, else Superseded."""
         self.join()
         meta = SnapshotMeta(
             fingerprint=fingerprint, position=position, dense_version=dense_version, metrics=carried.metrics,
             extras={**carried.extras, **extras, "state": state.tree}, base=base, sequence=sequence,
         )  # fmt: skip
         if wait:
-            self._save(state, meta)
+            self._save(state, meta, expect or base)
             return
         self._thread = threading.Thread(target=self._run, args=(state, meta), name="snapshot", daemon=True)
         self._thread.start()
 
-    def _save(self, state: State, meta: SnapshotMeta) -> None:
-        self.store.save(self.line, state.dense, {TABLE: state.table}, meta, state.training, expect=meta.base)
+    def _save(self, state: State, meta: SnapshotMeta, expect: str | None) -> None:
+        self.store.save(self.line, state.dense, {TABLE: state.table}, meta, state.training, expect=expect)
         self.store.keep(self.line, self.keep)
 
     def _run(self, state: State, meta: SnapshotMeta) -> None:
         try:
-            self._save(state, meta)
+            self._save(state, meta, meta.base)
             self.failure = None
         except Exception as error:  # noqa: BLE001 - learning goes on; the failure is shown and the next one tries again
             self.failure = error

@@ -31,8 +31,9 @@ from mainstem.train.guard import Guard
 from mainstem.train.interactions import Interactions
 from mainstem.train.online import RANKING, RETRIEVAL, OnlineLearner, Step
 from mainstem.train.published import SnapshotWriter, adopt, state_of
+from mainstem.train.rebuilt import Rebuilt, RebuiltModels
 from mainstem.train.towers import TABLE
-from mainstem.weights import Changes, Delta, Manifest, Snapshot, Snapshots, Superseded, TableDelta
+from mainstem.weights import Changes, Delta, Snapshot, Snapshots, Superseded, TableDelta
 
 __all__ = ["OnlineTrainer", "Status"]
 
@@ -42,12 +43,10 @@ _log = logging.getLogger(__name__)
 FOLLOWER = "trainer"
 # Canary slates: users, entities to choose from, length.
 CANARIES, CHOICE, TOP = 32, 2_000, 10
-# Micro-batches of a rebuilt model between two of the one in use, while it catches up.
-CATCH_UP = 4
 # Records read at once where only erasures are looked for.
 READ = 50_000
-# Seconds that an idle trainer waits for the log at most, and between looks for a rebuilt model.
-IDLE, LOOK = 0.2, 2.0
+# Seconds that an idle trainer waits for the log at most.
+IDLE = 0.2
 # Seconds between attempts after a failure: at first, and at most.
 RETRY_FIRST, RETRY_MOST = 0.5, 30.0
 
@@ -111,9 +110,7 @@ class OnlineTrainer:
             )
         }
         self._writer = SnapshotWriter(store, line, self.online.keep)
-        self._rebuilt: tuple[OnlineLearner, Position, Manifest] | None = None
-        self._looked = 0.0
-        self._adopted_rebuild = ""
+        self._rebuilt = RebuiltModels(store, line, log, new_learner, fingerprint, self.online)
         self._canaries: tuple[Interactions, Keys] | None = None
         self._unsent: Changes | None = None
         log.follow(FOLLOWER)
@@ -142,7 +139,7 @@ class OnlineTrainer:
         self._since_snapshot = time.monotonic()
         self._since_dense = time.monotonic()
         self._canaries = None
-        self._adopted_rebuild = str(snapshot.manifest.extras.get("rebuilt", self._adopted_rebuild))
+        self._rebuilt.go_on_from(snapshot.manifest)
         self._erase_again(snapshot)
         self._relearn()
         if self.place.sequence:
@@ -154,16 +151,22 @@ class OnlineTrainer:
         rolled_back = snapshot.manifest.extras.get("rolled_back")
         if rolled_back is None:
             return
-        try:
-            seen = Position.parse(self.store.manifest(self.line, rolled_back["to"]).position)
-        except (NotReady, StoreError):  # no longer kept: look from the beginning
-            seen = START
+        seen = self._learned_until(rolled_back["to"])
         while seen.offset() < self.position.offset():
             batch = self.log.read(seen, min(READ, self.position.offset() - seen.offset()))
             for record in batch.records:
                 if isinstance(record, Erase):
                     self.learner.erase(record)
             seen = batch.next
+
+    def _learned_until(self, version: str) -> Position:
+        """Up to where the rows of a version have learned: of a rollback, where those that it copied had."""
+        try:
+            manifest = self.store.manifest(self.line, version)
+        except (NotReady, StoreError):  # no longer kept: from the beginning
+            return START
+        before = manifest.extras.get("rolled_back")
+        return Position.parse(manifest.position) if before is None else self._learned_until(before["to"])
 
     def _relearn(self) -> None:
         """Learn again what deltas after the snapshot had learned; they stay as they are."""
@@ -212,7 +215,8 @@ class OnlineTrainer:
             self._window.cuts.append((batch.next.offset(), not late))
             self._account(step, self._window)
             self.status.lag = max(end - self.position.offset(), 0)
-        self._catch_up_rebuilt()
+        if (rebuilt := self._rebuilt.caught_up(self.position)) is not None:
+            self._switch(rebuilt)
         return len(batch)
 
     def _account(self, step: Step, window: _Window) -> None:
@@ -254,7 +258,7 @@ class OnlineTrainer:
             if isinstance(error.__cause__, OSError):
                 raise  # the store may be back later; what was learned waits in `_unsent`
             _log.error("the line cannot go on from %s, so a new base is written: %s", self.place, error)
-            self._new_base(self.learner, {})
+            self._new_base(self.learner, self.position, self._rebuilt.passed)
             return False
         if time.monotonic() - self._since_snapshot >= self._every["snapshot"]:
             self.snapshot()
@@ -322,7 +326,7 @@ class OnlineTrainer:
         self._writer.write(
             state_of(self.learner, self.guard), base=self.place.base, sequence=self.place.sequence,
             dense_version=self._dense_name(), fingerprint=self.fingerprint, position=self.position,
-            extras={"rebuilt": self._adopted_rebuild}, carried=self.learner.carried, wait=wait,
+            extras={"rebuilt": self._rebuilt.passed}, carried=self.learner.carried, wait=wait,
         )  # fmt: skip
         self._since_snapshot = time.monotonic()
         self.status.snapshots += 1
@@ -340,61 +344,33 @@ class OnlineTrainer:
 
     # ---- a model rebuilt from history --------------------------------------------------------------------
 
-    def _catch_up_rebuilt(self) -> None:
-        """Bring a rebuilt model up to where the one in use is, beside it; then switch."""
-        if self._rebuilt is None:
-            if time.monotonic() - self._looked < LOOK:
-                return
-            self._looked = time.monotonic()
-            self._rebuilt = self._find_rebuilt()
-            if self._rebuilt is None:
-                return
-        learner, position, manifest = self._rebuilt
-        for _ in range(CATCH_UP):
-            if position.offset() >= self.position.offset():
-                self._switch(learner, manifest)
-                return
-            batch = self.log.read(position, min(self.online.batch, self.position.offset() - position.offset()))
-            learner.learn(batch)
-            position = batch.next
-        self._rebuilt = learner, position, manifest
-
-    def _find_rebuilt(self) -> tuple[OnlineLearner, Position, Manifest] | None:
-        line = f"{self.line}-rebuilt"
-        version = self.store.latest(line).version
-        if version is None or version <= self._adopted_rebuild:
-            return None
-        snapshot = self.store.load(line, version, training=True)
-        if snapshot.manifest.fingerprint != self.fingerprint:
-            _log.error("rebuilt model %s is of another configuration and is passed over", version)
-            self._adopted_rebuild = version
-            return None
-        learner, _ = adopt(snapshot, self.new_learner(), Guard(self.online), self.log)
-        return learner, snapshot.position, snapshot.manifest
-
-    def _switch(self, learner: OnlineLearner, manifest: Manifest) -> None:
-        """The rebuilt model, now as far as the one in use, becomes the line's new base."""
-        self._rebuilt, self._adopted_rebuild = None, manifest.version
+    def _switch(self, rebuilt: Rebuilt) -> None:
+        """The rebuilt model, now as far as the one in use or further, becomes the line's new base."""
         self._writer.join()
-        arrays = [values for _, values in learner.towers.table.items()]
-        why = Guard(self.online).judge(arrays, {}, None)
+        arrays = [*(values for _, values in rebuilt.learner.towers.table.items()), *rebuilt.learner.dense().values()]
+        why = rebuilt.spoiled or Guard(self.online).judge(arrays, {}, None)
         if why is not None:
+            self._rebuilt.passed = rebuilt.version
             self.status.refused += 1
-            self.status.last_refusal = f"rebuilt model {manifest.version}: {why}"
-            _log.error("rebuilt model %s was refused: %s", manifest.version, why)
+            self.status.last_refusal = f"rebuilt model {rebuilt.version}: {why}"
+            _log.error("rebuilt model %s was refused: %s", rebuilt.version, why)
             return
-        learner.towers.table.take_changes()
-        self._new_base(learner, {"rebuilt": manifest.version})
-        _log.info("rebuilt model %s is in use from position %s on", manifest.version, self.position)
+        rebuilt.learner.towers.table.take_changes()
+        self._new_base(rebuilt.learner, rebuilt.position, rebuilt.version)
+        _log.info("from position %s on the model in use is of base %s", self.position, self.place.base)
 
-    def _new_base(self, learner: OnlineLearner, extras: dict[str, Any]) -> None:
-        """Write `learner` as a full snapshot at the trainer's position, and go on from it."""
-        self._writer.write(
-            state_of(learner, Guard(self.online)), base=None, sequence=0, dense_version=None,
-            fingerprint=self.fingerprint, position=self.position, extras={"rebuilt": self._adopted_rebuild, **extras},
-            carried=learner.carried, wait=True,
-        )  # fmt: skip
-        self.status.snapshots += 1
+    def _new_base(self, learner: OnlineLearner, position: Position, rebuilt: str) -> None:
+        """Write `learner`, which has learned up to `position`, as a full snapshot, and go on from it; from another one
+        where somebody rolled back meanwhile."""
+        try:
+            self._writer.write(
+                state_of(learner, Guard(self.online)), base=None, sequence=0, dense_version=None,
+                fingerprint=self.fingerprint, position=position, extras={"rebuilt": rebuilt},
+                carried=learner.carried, wait=True, expect=self.place.base,
+            )  # fmt: skip
+            self.status.snapshots += 1
+        except Superseded as error:
+            _log.warning("another base is in the line now, going on from it: %s", error)
         self.recover()
 
     # ---- running -------------------------------------------------------------------------------------
