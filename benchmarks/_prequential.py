@@ -78,7 +78,7 @@ class Arm:
     name: str
     every: int | None
     live: LiveModel | None = None
-    waiting: Changes | None = None
+    waiting: list[Changes] = field(default_factory=list)
     since: int = 0
     dense_since: int = 0
     sequence: int = 0
@@ -86,12 +86,13 @@ class Arm:
 
 
 def prequential(
-    stage: Stage, arms: Sequence[Arm], *, seed: int, cut: int, end: int, sample: int, batch: int = 100,
-    pools: float = 0.25, on_events: Callable[[OnlineLearner, int], None] = lambda learner, done: None,
+    stage: Stage, arms: Sequence[Arm], *, seed: int, cut: int, end: int, sample: int, batch: int = 300,
+    pools: float = 0.15, on_events: Callable[[OnlineLearner, int], None] = lambda learner, done: None,
 ) -> None:  # fmt: skip
     """Train a base before `cut`, then go through the events up to `end`, scoring about `sample` visits in each arm.
 
-    pools: share of the visits whose candidates are put on record. on_events(learner, events so far) after each batch.
+    Every `batch` events are learned together, before the next visit that comes after all of them. pools: share of the
+    visits whose candidates are put on record. on_events(learner, events so far) after each batch.
     """
     config = stage.config.model_copy(update={"train": stage.config.train.model_copy(update={"seed": seed})})
     source = stage.source
@@ -105,10 +106,9 @@ def prequential(
     events = source.events.take(rows)
     place, served = 0, list[Served]()
     for visit in _asked(source, events, sample, pools if pools and any(arm.every for arm in arms) else 0.0):
-        # everything that happened before the visit is learned before it is asked
         upto = int(np.searchsorted(events.time, visit.time, side="left"))
-        while place < upto:
-            stop = min(place + batch, upto)
+        while place + batch <= upto:
+            stop = place + batch
             learner.take(events.take(slice(place, stop)), served)
             served = []
             _pass_on(learner, models, arms, stop - place)
@@ -199,7 +199,7 @@ def _pass_on(learner: OnlineLearner, models: LiveModels, arms: Sequence[Arm], ev
     for arm in arms:
         if arm.every is None:
             continue
-        arm.waiting = changes if arm.waiting is None else _merged(arm.waiting, changes)
+        arm.waiting.append(changes)
         arm.since += events
         if arm.since >= arm.every:
             _sync(learner, models, arm)
@@ -207,13 +207,12 @@ def _pass_on(learner: OnlineLearner, models: LiveModels, arms: Sequence[Arm], ev
 
 def _sync(learner: OnlineLearner, models: LiveModels, arm: Arm) -> None:
     assert arm.live is not None
-    assert arm.waiting is not None
-    table = learner.towers.table
+    table, changes = learner.towers.table, _merged(arm.waiting)
     arm.sequence += 1
     delta = Delta(
         line="main", base="v-" + "0" * 32, sequence=arm.sequence, previous="", dense_version=str(arm.sequence),
         position=START, dense=learner.dense(),
-        tables={TABLE: TableDelta(arm.waiting.touched, table.read(arm.waiting.touched), arm.waiting.deleted)},
+        tables={TABLE: TableDelta(changes.touched, table.read(changes.touched), changes.deleted)},
     )  # fmt: skip
     arm.live, entities = models.apply(arm.live, delta)
     arm.dense_since += arm.since
@@ -221,12 +220,16 @@ def _sync(learner: OnlineLearner, models: LiveModels, arm: Arm) -> None:
         arm.live, arm.dense_since = models.renew(arm.live, delta), 0
     else:
         models.embed(arm.live, entities)
-    arm.waiting, arm.since = None, 0
+    arm.waiting, arm.since = [], 0
 
 
-def _merged(before: Changes, now: Changes) -> Changes:
-    touched = np.union1d(np.setdiff1d(before.touched, now.deleted), now.touched)
-    return Changes(touched, np.union1d(np.setdiff1d(before.deleted, now.touched), now.deleted))
+def _merged(parts: Sequence[Changes]) -> Changes:
+    """Changes of stretches one after the other: what happened to a key last counts."""
+    there: dict[int, bool] = {}
+    for part in parts:
+        there |= dict.fromkeys(part.deleted.tolist(), False) | dict.fromkeys(part.touched.tolist(), True)
+    keys, alive = np.array(list(there), np.uint64), np.array(list(there.values()), np.bool_)
+    return Changes(keys[alive], keys[~alive])
 
 
 def _score(

@@ -3,7 +3,8 @@
 All arms start from one base and share live features; one learner goes through the events, and each arm's parameters
 follow it at its own pace. Every sampled visit is asked of every arm before it is learned: NDCG@10 of any entity, of
 what is new to the user, and logloss of the first head over one pool of candidates. Three seeds; 95 % intervals of the
-paired difference to the frozen arm by bootstrap over visits. Data sets that a run does not name keep their part of the
+paired difference to the frozen arm by bootstrap over visits. What each arm loses by the age of its model goes into
+recovery_age.json (see recovery_age.py). Data sets that a run does not name keep their part of the
 last result.
 
     python benchmarks/q4_online.py [--dataset completejourney ...] [--seeds 3] [--days 28] [--skip-days 0]
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,20 +75,23 @@ def drift(seeds: list[dict[str, dict[str, np.ndarray]]], name: str, parts: int =
     ]
 
 
-def main() -> None:
+def main(datasets: Sequence[str] = ("completejourney", "movietweetings")) -> None:
+    import recovery_age  # which reads the arms of this file
+
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", nargs="*", default=["completejourney", "movietweetings"])
+    parser.add_argument("--dataset", nargs="*", default=list(datasets))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--days", type=float, default=28)
     parser.add_argument(
         "--skip-days", type=float, default=0, help="leave out so much of the end: for choosing settings"
     )
-    parser.add_argument("--sample", type=int, default=1_500)
+    parser.add_argument("--sample", type=int, default=500)
     parser.add_argument(
-        "--pools", type=float, default=0.25, help="share of the visits that go on record with candidates"
+        "--pools", type=float, default=0.15, help="share of the visits that go on record with candidates"
     )
     parser.add_argument("--set", nargs="*", default=[], help="train.online settings, as ranking_learning_rate=3e-4")
     arguments = parser.parse_args()
+    measured = arguments.skip_days == 0 and not arguments.set and arguments.seeds >= 3
     with Bench("q4_online", metric="ndcg@10_gain_over_frozen", goal=0.0) as bench:
         kept = RESULTS / "q4_online.json"
         bench.parts |= json.loads(kept.read_text()).get("parts", {}) if kept.exists() else {}
@@ -100,10 +105,14 @@ def main() -> None:
                 "visits": arguments.sample, "seeds": arguments.seeds, "days": arguments.days, "pools": arguments.pools,
             }  # fmt: skip
             say(json.dumps(found, indent=1))
+            if name == arguments.dataset[0] and measured:
+                cut, end = stage.cut(arguments.days)
+                events = int(np.sum((stage.source.events.time >= cut) & (stage.source.events.time < end)))
+                recovery_age.report(name, seeds, events, arguments.sample)
         first = bench.parts[arguments.dataset[0]]["arms"]
         bench.report(
             ours=first["every 300"]["ndcg"]["mean"], peer=first["frozen"]["ndcg"]["mean"], peer_name="frozen",
-            keep=arguments.skip_days == 0 and not arguments.set and arguments.seeds >= 3,
+            keep=measured,
         )  # fmt: skip
 
 

@@ -97,8 +97,6 @@ class Clients:
                 time.sleep(0.02)
             self.evidence.acknowledged += [event["event_id"] for event in events]
             self.evidence.after, self.evidence.posts = answer["position"], self.evidence.posts + 1
-            if number % 150 == 149:
-                wire.call("DELETE", f"/v1/users/u{self._dice.randrange(USERS)}")
             self._stop.wait(0.02)
 
     def _event(self, name: str, *, odd: bool) -> dict[str, Any]:

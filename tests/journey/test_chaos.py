@@ -159,7 +159,9 @@ def test_bases_that_come_from_nowhere_or_lose_their_place_are_caught(survived: S
         return " ".join(began_wrongly(config, log, turned, before, altered))
 
     assert faults(first, back[0]) == faults(back, new[0]) == ""
-    extras, off = new[0].manifest.extras, f"p0:{new[0].position.offset() - 1}"
+    extras = new[0].manifest.extras
+    until = log.read(START, new[0].position.offset())
+    off = f"p0:{max(o for o, r in zip(until.offsets, until.records, strict=True) if isinstance(r, Event))}"
     older = {name: value for name, value in extras.items() if name != "rebuilt"}
     assert "comes from nowhere" in faults(back, new[0], extras=older)
     assert "comes from nowhere" in faults(back, new[0], extras=older | {"rebuilt": "v-of-nobody"})

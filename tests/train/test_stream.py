@@ -218,6 +218,31 @@ def test_an_erased_user_leaves_the_tables_of_trainer_and_server(base: Path, tmp_
     assert user_key(4) in served(world)[0]  # canary
 
 
+def test_a_trainer_that_learns_again_without_the_erased_gives_serving_a_new_base(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path)
+    new = [
+        Event(event_id=f"n{i}", time=world.rest[-1].time + i, user="newcomer", kind="purchase", entity="60")
+        for i in range(4)
+    ]
+    world.log.append([*entities(61, first=60), *new])
+    first = world.trainer()
+    drain(first)
+    first.publish()
+    rows = served(world)[0]
+    assert int(item_keys(61)[60]) in rows  # canary: only the newcomer's events made this row
+    assert world.trainer().place == first.place  # and without an erasure a restart makes no base
+    world.log.append([Erase(record_id="x", time=world.rest[-1].time + 9, user="newcomer")])
+    again = world.trainer()
+    assert again.place.base != first.place.base
+    drain(again)
+    again.publish()
+    rows, _, reader = served(world)
+    assert reader.place == again.place
+    table = again.learner.towers.table
+    assert sorted(rows) == sorted(int(key) for keys, _ in table.items() for key in keys)
+    assert int(item_keys(61)[60]) not in rows
+
+
 def test_after_a_rollback_the_trainer_goes_on_from_there(base: Path, tmp_path: Path) -> None:
     world = world_of(base, tmp_path)
     first = world.store.latest("main").version

@@ -25,7 +25,7 @@ from mainstem.schema.errors import NotReady, StoreError
 from mainstem.schema.ids import Keys
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Floats, Log
-from mainstem.schema.records import Erase
+from mainstem.schema.records import Erase, Erased
 from mainstem.schema.time import parse_duration
 from mainstem.train.guard import Guard
 from mainstem.train.interactions import Interactions
@@ -113,6 +113,8 @@ class OnlineTrainer:
         self._rebuilt = RebuiltModels(store, line, log, new_learner, fingerprint, self.online)
         self._canaries: tuple[Interactions, Keys] | None = None
         self._unsent: Changes | None = None
+        self._forgotten = False
+        """Whether the log has lost records, by an erasure, of those that are learned again."""
         log.follow(FOLLOWER)
         self.recover()
 
@@ -169,7 +171,8 @@ class OnlineTrainer:
         return Position.parse(manifest.position) if before is None else self._learned_until(before["to"])
 
     def _relearn(self) -> None:
-        """Learn again what deltas after the snapshot had learned; they stay as they are."""
+        """Learn again what deltas after the snapshot had learned; they stay as they are. But where the log has
+        forgotten somebody since, serving may hold rows that are not learned again: it goes on from a new base."""
         base = self.place.base
         after = [n for n in self.store.deltas.sequences(self.line, base) if n > self.place.sequence]
         for sequence in after:
@@ -180,12 +183,16 @@ class OnlineTrainer:
             self._skip(delta.position)
             self.guard.judge((), window.losses, None)  # so that its reference is what it was
             self.place, self.dense_version, self.position = delta.place, delta.dense_version, delta.position
+        if self._forgotten:
+            self._forgotten = False
+            self._new_base(self.learner, self.position, self._rebuilt.passed)
 
     def _advance(self, until: int, window: _Window, *, learn: bool) -> None:
         """One micro-batch that ends at the offset `until`."""
         batch = self.log.read(self.position, until - self.position.offset())
         if batch.next.offset() != until:
             raise NotReady(f"the log ends at {batch.next} and was learned from up to {until}: a part of it is lost")
+        self._forgotten |= any(isinstance(record, Erased) for record in batch.records)
         self._account(self.learner.learn(batch) if learn else self.learner.fold(batch), window)
         self.position = batch.next
 
