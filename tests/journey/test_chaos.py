@@ -28,6 +28,8 @@ from chaos_world import Chaos, Plan
 from msgspec.structs import replace as replaced
 
 from mainstem import weights
+from mainstem.schema.position import START
+from mainstem.schema.records import Event
 from mainstem.train import OnlineTrainer, rebuilt
 from mainstem.train.threads import torch_threads
 from mainstem.weights import Delta, Snapshot, SnapshotMeta
