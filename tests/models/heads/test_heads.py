@@ -69,7 +69,7 @@ def test_ordinal_recovers_chances_and_expected_grade() -> None:
     torch.testing.assert_close(head.log_chances(raw).exp().detach(), chances, rtol=0, atol=0.01)
     # canary: taken as one of evenly spaced grades, the expectation is another
     even, _ = _fitted(OrdinalHead((1.0, 2.0, 3.0)), kind, grade + 1.0)
-    assert float((even - got).abs().min()) > 0.1
+    assert float((even - got).abs().max()) > 0.5
 
 
 def test_thresholds_stay_ordered_and_chances_finite_however_hard_they_are_pushed() -> None:

@@ -107,7 +107,7 @@ def test_the_stated_chance_is_the_one_drawn_by(name: str) -> None:
     spread = (log_q.exp() * (1 - log_q.exp()) / 3000).sqrt()
     assert float(((seen - log_q.exp()).abs() / spread).max()) < 4.0
     expected_count = -torch.log1p(-log_q.exp()) if name != "mined" else 2 * log_q.exp()
-    assert float(((seen - expected_count).abs() / spread).max()) > 8.0  # canary: the expected count is not the chance
+    assert float(((seen - expected_count).abs() / spread).max()) > 6.0  # canary: the expected count is not the chance
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -119,14 +119,11 @@ def test_with_the_correction_the_scores_are_those_of_the_full_softmax(name: str)
         return float((_fitted(sets, log_q) - want).abs().mean())
 
     right = error(log_q)
-    assert right < 0.1
-    # canaries: the sign flipped, and an estimate of Q that takes the wrong entities for the popular ones
-    assert error(-log_q) > 3 * right + 0.1 or name == "uniform"
-    assert error(log_q.flip(0)) > 3 * right + 0.1 or name == "uniform"
-    none = error(torch.zeros(N))
-    assert none > 2 * right + 0.1 or name == "uniform"
-    if name == "uniform":  # the same Q for all cancels: what must be caught there is one that is not
-        assert error(torch.log(SHARE)) > 3 * right + 0.1
+    assert right < 0.15
+    # canaries: the sign flipped, none, and an estimate of Q that takes the rare for the popular. Where Q is even they
+    # are all the same, and what must be caught is an estimate that is not even.
+    wrong = [SHARE.log()] if name == "uniform" else [-log_q, torch.zeros(N), log_q.flip(0)]
+    assert min(error(estimate) for estimate in wrong) > 3 * right + 0.1
 
 
 def test_in_batch_and_uniform_are_log_inclusion() -> None:
