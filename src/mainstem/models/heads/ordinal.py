@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,7 +34,7 @@ class OrdinalHead(nn.Module):
         Raises ValueError on fewer than two levels, or levels that do not rise.
         """
         super().__init__()
-        if len(levels) < 2 or any(b <= a for a, b in zip(levels, levels[1:], strict=False)):
+        if len(levels) < 2 or any(b <= a for a, b in pairwise(levels)):
             raise ValueError(f"levels must be at least two and rise, not {levels}")
         self.outputs = 1
         self.register_buffer("levels", torch.tensor(levels))
@@ -50,7 +52,8 @@ class OrdinalHead(nn.Module):
 
         Raises ValueError on a label between the levels.
         """
-        place = torch.searchsorted(self.levels, labels.to(self.levels.dtype).contiguous()).clamp(max=len(self.levels) - 1)
+        place = torch.searchsorted(self.levels, labels.to(self.levels.dtype).contiguous())
+        place = place.clamp(max=len(self.levels) - 1)  # where NaN falls
         if not bool(((self.levels[place] == labels) | labels.isnan()).all()):
             raise ValueError(f"labels must be among {self.levels.tolist()}")
         _, weights = known(raw, labels, weights)

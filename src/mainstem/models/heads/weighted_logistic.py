@@ -22,8 +22,8 @@ class WeightedLogisticHead(nn.Module):
         exact          E[v]               every impression also counts once as a negative: over the count of *all*
 
     1 / (1 - p) = 1 + p + p^2 + ..., which the paper cuts to E[v] (1 + p) and takes as E[v] for small p. Where p is
-    not small, or differs between what is ranked, the exact form is the one to use; it is the default. The loss is convex
-    in raw, and an example's gradient at most max(v / unit, 1).
+    not small, or differs between what is ranked, the exact form is the one to use; it is the default. The loss is
+    convex in raw, and an example's gradient at most max(v / unit, 1).
     """
 
     def __init__(self, unit: float = 1.0, exact: bool = True) -> None:

@@ -32,8 +32,8 @@ def pairwise(
         Burges et al. 2005, "Learning to Rank using Gradient Descent" (RankNet), section 3; Rendle et al. 2009, "BPR:
         Bayesian Personalized Ranking from Implicit Feedback", section 4.1.
 
-    A slate's loss is the mean over its pairs, so that a long slate counts no more than a short one. Returns the weighted
-    mean over slates that have a pair, a scalar; 0 where there is none. With mean=False their weighted sum.
+    A slate's loss is the mean over its pairs, so that a long slate counts no more than a short one. Returns the
+    weighted mean over slates that have a pair, a scalar; 0 where there is none. With mean=False their weighted sum.
     """
     better, worse, slate = _pairs(gains, offsets)
     losses = functional.softplus(scores[worse] - scores[better])

@@ -27,7 +27,8 @@ class MultiGateConfig:
         """Trainable numbers."""
         sizes = (self.width, *self.hidden)
         experts = Experts.parameters_of(self.experts, sizes)
-        return experts + self.tasks * self.width * self.experts + Experts.parameters_of(self.tasks, (sizes[-1], self.out))
+        gates = self.tasks * self.width * self.experts
+        return experts + gates + Experts.parameters_of(self.tasks, (sizes[-1], self.out))
 
 
 class MultiGate(nn.Module):

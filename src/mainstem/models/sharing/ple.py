@@ -15,7 +15,7 @@ __all__ = ["ProgressiveExtraction", "ProgressiveExtractionConfig"]
 @dataclass(frozen=True, slots=True)
 class ProgressiveExtractionConfig:
     """width: of the input. own, shared: experts of each task, and of all, in every layer. hidden: the width of the
-    experts of each extraction layer; one layer is customized gate control (CGC). out: width of each task's own layer."""
+    experts of each extraction layer; one layer is customized gate control (CGC). out: of each task's own layer."""
 
     width: int
     tasks: int
