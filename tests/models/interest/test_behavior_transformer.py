@@ -105,7 +105,7 @@ def _fitted(knows_time: bool) -> float:
         rows = slice(step * 200 % 1200, step * 200 % 1200 + 200)
         return functional.binary_cross_entropy_with_logits(logits(rows), label[rows])
 
-    steps_of_adam(loss, [*model.parameters(), *head.parameters()], 250, 0.01)
+    steps_of_adam(loss, [*model.parameters(), *head.parameters()], 150, 0.01)
     with torch.no_grad():
         return float(((logits(slice(1200, n)) > 0) == (label[1200:] > 0)).float().mean())
 

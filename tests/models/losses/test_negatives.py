@@ -91,9 +91,7 @@ def _fitted(sets: Tensor, log_q: Tensor) -> Tensor:
 
     def loss() -> Tensor:
         keys = torch.arange(N)
-        sampled = sampled_softmax(
-            users, scores.T, keys, log_q, 1.0, targets=target, weights=weights, excluded=left_out
-        )
+        sampled = sampled_softmax(users, scores.T, keys, log_q, 1.0, targets=target, weights=weights, excluded=left_out)
         return sampled + 1e-4 * scores.mean(dim=1).square().sum()  # the constant of each kind's scores is free
 
     minimise(loss, scores, steps=40)

@@ -106,7 +106,8 @@ class Block(nn.Module):
         return out
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [r, heads, m, dim / heads]
+        parts = x.view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        return parts.transpose(1, 2)  # [r, heads, m, dim / heads]
 
 
 def _padded(values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:

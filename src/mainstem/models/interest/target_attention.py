@@ -32,9 +32,9 @@ class TargetAttention(nn.Module):
     (the inputs of the unit are those of the authors' code). The weights are not normalised: their sum says how strong
     the interest is, which a softmax would hide (section 4.3).
 
-    A pair costs one product of width dim, not four: W [h, c, h - c, h * c] is (W_h + W_d) h + (W_c - W_d) c + W_p (h * c)
-    and the first two are made once an event and once a candidate. Events are read by place; at most `block` pairs are
-    laid out at once, and where there are more, backward lays each block out anew.
+    A pair costs one product of width dim, not four: W [h, c, h - c, h * c] is (W_h + W_d) h + (W_c - W_d) c
+    + W_p (h * c), and the first two are made once an event and once a candidate. Events are read by place; at most
+    `block` pairs are laid out at once, and where there are more, backward lays each block out anew.
     """
 
     def __init__(self, config: TargetAttentionConfig) -> None:
@@ -55,10 +55,11 @@ class TargetAttention(nn.Module):
 
     def weights(self, candidates: Tensor, history: Tensor, pairs: Pairs) -> Tensor:
         """a of each pair: [p]."""
-        of_event, of_candidate, of_difference, of_product = self.unit.weight.split(self.config.dim, dim=1)
+        of_event, of_candidate, of_difference, of_product = torch.split(self.unit.weight, self.config.dim, dim=1)
         events = functional.linear(history, of_event + of_difference)
         targets = functional.linear(candidates, of_candidate - of_difference, self.unit.bias)
-        blocks = list(zip(pairs.candidate.split(self.config.block), pairs.event.split(self.config.block), strict=True))
+        size = self.config.block
+        blocks = list(zip(torch.split(pairs.candidate, size), torch.split(pairs.event, size), strict=True))
         tensors = (candidates, history, targets, events, of_product)
         if len(blocks) == 1:
             return self._block(*tensors, *blocks[0])

@@ -67,8 +67,8 @@ class _LogNormaliser(torch.autograd.Function):
     def forward(ctx: Any, users: Tensor, entities: Tensor, chunk: int) -> Tensor:
         top = users.new_full((len(users),), -torch.inf)
         total = users.new_zeros(len(users))
-        for piece in entities.split(chunk):
-            logits = users @ piece.T
+        for start in range(0, len(entities), chunk):
+            logits = users @ entities[start : start + chunk].T
             higher = torch.maximum(top, logits.amax(dim=1))
             total = total * (top - higher).exp() + logits.sub_(higher[:, None]).exp_().sum(dim=1)
             top = higher

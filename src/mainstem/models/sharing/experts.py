@@ -7,12 +7,15 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 __all__ = ["Experts"]
 
 
 class Experts(nn.Module):
-    """`count` networks of layers sizes[0] -> ... -> sizes[-1], a ReLU after each: one batched product a layer.
+    """`count` networks of layers sizes[0] -> ... -> sizes[-1], a LeakyReLU after each: one batched product a layer.
+
+    Leaky, because experts and towers are narrow: where all ReLUs of a tower die, its task is silent for good.
 
     Initialised as nn.Linear would, each expert by its own draws: equal experts would stay equal.
     """
@@ -30,7 +33,7 @@ class Experts(nn.Module):
         """x [n, sizes[0]], read by all, or [count, n, sizes[0]], one for each -> [count, n, sizes[-1]]."""
         h = x.expand(self.count, *x.shape) if x.dim() == 2 else x
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            h = torch.baddbmm(bias, h, weight).relu()
+            h = functional.leaky_relu(torch.baddbmm(bias, h, weight))
         return h
 
     @staticmethod

@@ -56,4 +56,5 @@ class MultiGate(nn.Module):
 
     def shares(self, x: Tensor) -> Tensor:
         """How much each task reads of each expert: [n, tasks, experts], 1 in sum over experts."""
-        return self.gates(x).view(len(x), self.config.tasks, self.config.experts).softmax(dim=-1)
+        logits: Tensor = self.gates(x)
+        return logits.view(len(x), self.config.tasks, self.config.experts).softmax(dim=-1)

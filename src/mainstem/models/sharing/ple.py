@@ -67,7 +67,7 @@ class ProgressiveExtraction(nn.Module):
 class Extraction(nn.Module):
     """One layer: for each task a mixture of its own and the shared experts, for the shared path one of all experts.
 
-        g_k = softmax(W_k x_k) [E_k1(x_k) ... E_s1(x_s) ...],  x_k, x_s: what the layer before gave task k, and shared
+    g_k = softmax(W_k x_k) [E_k1(x_k) ... E_s1(x_s) ...],  x_k, x_s: what the layer before gave task k, and shared
     """
 
     def __init__(self, config: ProgressiveExtractionConfig, width: int, out: int, shares_on: bool) -> None:
