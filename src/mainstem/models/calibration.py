@@ -40,7 +40,7 @@ def reliability(
 
     Raises ValueError where bins < 1.
 
-    Niculescu-Mizil & Caruana 2005, "Predicting Good Probabilities with Supervised Learning", section 4.
+    Niculescu-Mizil & Caruana 2005, "Predicting Good Probabilities with Supervised Learning".
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, not {bins}")
@@ -64,7 +64,7 @@ def expected_calibration_error(table: Reliability) -> float:
     """Mean of |predicted - observed| over bins, by their weight, in the labels' unit; NaN where nothing was observed.
 
     It depends on the bins: compare only figures of the same bins. Naeini et al. 2015, "Obtaining Well Calibrated
-    Probabilities Using Bayesian Binning", equation 3; equal counts rather than widths: Nixon et al. 2019, "Measuring
+    Probabilities Using Bayesian Binning"; equal counts rather than widths: Nixon et al. 2019, "Measuring
     Calibration in Deep Learning".
     """
     filled = table.weight > 0

@@ -57,7 +57,7 @@ class Wide(nn.Module):
     """The wide part of Wide & Deep: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems", section 3.1.
 
     The weights are rows of an embedding table, of width 1, that learn by FTRL (McMahan et al. 2013, "Ad Click
-    Prediction: a View from the Trenches", section 3.1): most crosses are seen too rarely to deserve a weight, and L1
+    Prediction: a View from the Trenches", section 3): most crosses are seen too rarely to deserve a weight, and L1
     leaves them at 0. What is here sums the gathered rows; the bias is its only parameter.
     """
 

@@ -60,6 +60,8 @@ def test_an_empty_history_leaves_a_number_and_no_candidates_an_empty_answer() ->
     torch.testing.assert_close(alone, model(candidates, requests, history, gaps, offsets)[2:4])
     assert alone.isfinite().all()
     assert model(candidates[:0], requests[:0], history, gaps, offsets).shape == (0, DIM)
+    with pytest.raises(ValueError, match="fall"):
+        model(candidates, requests.flip(0), history, gaps, offsets)
 
 
 def test_the_history_of_a_request_is_not_copied_for_each_candidate() -> None:

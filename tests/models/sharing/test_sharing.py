@@ -177,6 +177,7 @@ def _errors(variant: str, world: Callable[[torch.Generator], tuple[Tensor, Tenso
         return ((model(x[TRAIN:]) * heads).sum(dim=2) - y[TRAIN:]).square().mean(dim=0) / y[TRAIN:].var(dim=0)
 
 
+@pytest.mark.slow
 def test_conflicting_tasks_learn_better_with_experts_than_with_a_shared_bottom_of_equal_size() -> None:
     errors = {
         variant: torch.stack([_errors(variant, _opposed, seed) for seed in range(3)]).mean(dim=1)

@@ -32,7 +32,7 @@ class LifetimeValueHead(nn.Module):
         P(v > 0) = sigmoid(raw_0),  log v | v > 0 ~ Normal(mu = raw_1, sigma = softplus(raw_2))
         E[v]     = P(v > 0) exp(mu + sigma^2 / 2)
 
-    The loss is the negative log likelihood (equation 3): cross-entropy of v > 0 plus, where v > 0, that of the
+    The loss is the negative log likelihood: cross-entropy of v > 0 plus, where v > 0, that of the
     lognormal. Unlike a squared error it is not ruled by the few who spend most. Labels that are not due are NaN: see
     `due`.
     """

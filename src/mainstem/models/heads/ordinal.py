@@ -17,7 +17,7 @@ _GAP = 1e-4
 
 
 class OrdinalHead(nn.Module):
-    """Cumulative logit link (McCullagh 1980, "Regression Models for Ordinal Data", section 2.2).
+    """Cumulative logit link (McCullagh 1980, "Regression Models for Ordinal Data", section 2).
 
         P(label <= levels[k]) = sigmoid(threshold_k - raw)
 
@@ -52,8 +52,8 @@ class OrdinalHead(nn.Module):
 
         Raises ValueError on a label between the levels.
         """
-        place = torch.searchsorted(self.levels, labels.to(self.levels.dtype).contiguous())
-        place = place.clamp(max=len(self.levels) - 1)  # where NaN falls
+        labels = labels.to(self.levels.dtype).contiguous()
+        place = torch.searchsorted(self.levels, labels).clamp(max=len(self.levels) - 1)  # NaN falls behind the last
         if not bool(((self.levels[place] == labels) | labels.isnan()).all()):
             raise ValueError(f"labels must be among {self.levels.tolist()}")
         _, weights = known(raw, labels, weights)

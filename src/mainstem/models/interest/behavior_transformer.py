@@ -58,8 +58,11 @@ class BehaviorTransformer(nn.Module):
         """Candidates in the light of the history: [n, dim]. With an empty history each sees itself alone.
 
         candidates [n, dim]; requests int64 [n], in rising order: the request each candidate belongs to; history
-        [total, dim], oldest first, and gaps [total], seconds before the request; history_offsets int64 [r + 1].
+        [total, dim] in any order, and gaps [total], seconds before the request; history_offsets int64 [r + 1].
+        Raises ValueError where requests fall.
         """
+        if bool((requests.diff() < 0).any()):
+            raise ValueError("candidates must stand request by request: requests must not fall")
         count = len(history_offsets) - 1
         candidate_offsets = torch.searchsorted(requests, torch.arange(count + 1, device=requests.device))
         events = history + self.positions(gap_buckets(gaps, self.config.buckets))

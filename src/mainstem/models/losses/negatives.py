@@ -60,8 +60,8 @@ class Drawn(NamedTuple):
 def draw(sources: Sequence[NegativeSource], positives: Tensor, generator: torch.Generator) -> Drawn:
     """The candidates of a step: the positives int64 [b] and what the sources draw, with log Q of the mixture.
 
-    Raises ValueError where no source could have drawn one of the positives: then Q is 0, and that the entity is among
-    the candidates at all would give it away. Add `Uniform`.
+    On the CPU, where the look-up is. Raises ValueError where no source could have drawn one of the positives: then Q is
+    0, and that the entity is among the candidates at all would give it away. Add `Uniform`.
     """
     keys = torch.unique(torch.cat([positives, *(source.draw(generator) for source in sources)]))
     missed = torch.zeros(len(keys), dtype=torch.float64)
@@ -69,7 +69,7 @@ def draw(sources: Sequence[NegativeSource], positives: Tensor, generator: torch.
         missed = missed + source.log_missed(keys)
     log_q = torch.log(-torch.expm1(missed))
     if not bool(log_q.isfinite().all()):
-        raise ValueError("no source reaches some of the positives: add Uniform")
+        raise ValueError("some candidates have no chance to be drawn: add Uniform")
     return Drawn(keys, log_q.float(), torch.searchsorted(keys, positives))
 
 
