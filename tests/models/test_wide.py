@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from fitting import minimise, steps_of_adam
+from fitting import steps_of_adam
 from torch import Tensor
 
-from mainstem.models import Logistic, Wide, cross_keys
+from mainstem.models import Wide, cross_keys
 from mainstem.models.losses import binary
 from mainstem.schema.ids import keys64
 
@@ -69,27 +69,3 @@ def test_crosses_memorise_the_checkerboard() -> None:
     fields, label = _checkerboard()
     assert _accuracy(cross_keys(fields, [(0, 1)]), label) == 1.0
     assert _accuracy(fields[:, :2], label) < 0.7  # canary: the fields one by one cannot
-
-
-def test_logistic_recovers_its_own_world() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(20_000, 3, generator=generator) * torch.tensor([1.0, 100.0, 0.0]) + torch.tensor([0.0, 5e3, 7.0])
-    slopes, bias = torch.tensor([1.5, -0.01, 0.0]), 48.5  # in raw units
-    label = torch.bernoulli((x @ slopes + bias).sigmoid(), generator=generator)
-    model = Logistic(3)
-    model.fit_normaliser(x)
-    minimise(lambda: binary(model(x), label), *model.parameters())
-    with torch.no_grad():
-        torch.testing.assert_close(model.linear.weight[0] / model.scale, slopes, rtol=0.05, atol=1e-6)
-        torch.testing.assert_close(model.scores(x), (x @ slopes + bias).sigmoid(), rtol=0, atol=0.03)
-        assert model.scores(torch.full((1, 3), 1e30)).isfinite().all()
-    with pytest.raises(ValueError, match="finite"):
-        model.fit_normaliser(torch.tensor([[torch.nan] * 3]))
-
-
-def test_logistic_cannot_learn_the_checkerboard() -> None:
-    """The canary of the worlds that larger models are tested on: they do need more."""
-    board = torch.cartesian_prod(torch.tensor([-1.0, 1.0]), torch.tensor([-1.0, 1.0]))
-    model = Logistic(2)
-    minimise(lambda: binary(model(board), (board.prod(dim=1) > 0).float()), *model.parameters())
-    torch.testing.assert_close(model.scores(board).detach(), torch.full((4,), 0.5))

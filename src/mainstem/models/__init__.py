@@ -15,7 +15,7 @@ Parts from which larger ranking networks are put together, each with the equatio
     calibration  predicted against observed
 """
 
-from mainstem.models.logistic import Logistic
+from mainstem.models.logistic import logistic
 from mainstem.models.numpy_scorer import NumpyScorer, numpy_scorer
 from mainstem.models.numpy_towers import NumpyUserTower
 from mainstem.models.ranker import Head, Ranker, RankerConfig
@@ -24,7 +24,6 @@ from mainstem.models.wide import Wide, cross_keys
 
 __all__ = [
     "Head",
-    "Logistic",
     "NumpyScorer",
     "NumpyUserTower",
     "Ranker",
@@ -33,5 +32,6 @@ __all__ = [
     "TwoTowerConfig",
     "Wide",
     "cross_keys",
+    "logistic",
     "numpy_scorer",
 ]

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mainstem.models.ranker import CLIP
+from mainstem.models.ranker import Head, Ranker, RankerConfig
 
-__all__ = ["Logistic"]
+__all__ = ["logistic"]
 
 
-class Logistic(nn.Module):
-    """P(label = 1) = sigmoid(w . z + b), z the standardised features. `fit_normaliser` must see data before training.
+def logistic(features: int, heads: tuple[Head, ...] = (Head("purchase"),)) -> Ranker:
+    """A `Ranker` of its linear skip alone: P(label = 1) = sigmoid(w . z + b), z the standardised features.
 
-    `losses.binary` trains it; with it and an L2 penalty (weight decay) the loss is convex: there is one answer.
+    Being a ranker it is trained, calibrated and served (`NumpyScorer`) as one. It starts at 0; with `losses.binary` and
+    an L2 penalty (weight decay) the loss is convex, and there is one answer to find.
     """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(features))
-        self.linear = nn.Linear(features, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    @torch.no_grad()
-    def fit_normaliser(self, x: Tensor) -> None:
-        """Take mean and standard deviation per column from x [n, features]; constant columns keep scale 1.
-
-        Raises ValueError on values that are not finite.
-        """
-        if not bool(x.isfinite().all()):
-            raise ValueError("features must be finite")
-        deviation = x.double().std(dim=0, correction=0)
-        self.mean.copy_(x.double().mean(dim=0))
-        self.scale.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [n] of raw features x [n, features], clipped to CLIP standard deviations as the ranker's are."""
-        out: Tensor = self.linear(((x - self.mean) / self.scale).clamp(-CLIP, CLIP))
-        return out[:, 0]
-
-    def scores(self, x: Tensor) -> Tensor:
-        """Chances [n]."""
-        logits: Tensor = self(x)
-        return logits.sigmoid()
+    model = Ranker(RankerConfig(features, heads, hidden=(), cross_layers=0))
+    nn.init.zeros_(model.wide.weight)
+    nn.init.zeros_(model.wide.bias)
+    return model

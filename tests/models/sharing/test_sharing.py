@@ -124,7 +124,7 @@ def test_gates_share_out_all_of_it() -> None:
 
 
 def test_what_a_task_learns_alone_no_other_can_undo() -> None:
-    """The gradient of task 0 reaches no expert of task 1's own; in MMoE it reaches every expert."""
+    """The gradient of task 0 reaches no expert of task 1's own in a last layer; in MMoE it reaches every expert."""
     torch.manual_seed(0)
     x = torch.randn(5, WIDTH)
     own = ProgressiveExtraction(ProgressiveExtractionConfig(WIDTH, 2, own=2, shared=1, hidden=(6,), out=OUT))
@@ -132,6 +132,10 @@ def test_what_a_task_learns_alone_no_other_can_undo() -> None:
     touched = own.layers[0].own_experts.weights[0].grad.abs().sum(dim=(1, 2)) > 0
     assert touched.tolist() == [True, True, False, False]
     assert (own.layers[0].shared_experts.weights[0].grad != 0).any()
+    stacked = ProgressiveExtraction(ProgressiveExtractionConfig(WIDTH, 2, own=2, shared=1, hidden=(6, 6), out=OUT))
+    stacked(x)[:, 0].sum().backward()
+    for layer, reached in zip(stacked.layers, (True, False), strict=True):  # by the shared path, as is said
+        assert bool((layer.own_experts.weights[0].grad[2:] != 0).any()) == reached
     mixed = MultiGate(MultiGateConfig(WIDTH, 2, 4, (6,), OUT))
     mixed(x)[:, 0].sum().backward()
     assert (mixed.experts.weights[0].grad.abs().sum(dim=(1, 2)) > 0).all()  # canary

@@ -4,7 +4,8 @@
 |---|---|---|
 | `SharedBottom` | everything but the last layer | they pull at the same weights |
 | `MultiGate` (MMoE) | experts, by gates of their own | a gate can turn away from an expert |
-| `ProgressiveExtraction` (CGC, PLE) | some experts; some are a task's alone | each has experts that nobody else moves |
+| `ProgressiveExtraction` (CGC) | some experts; some are a task's alone | each has experts that nobody else moves |
+| `ProgressiveExtraction` (PLE: stacked) | as CGC, and a path between the layers | as CGC, but they meet on that path |
 
 Each config counts its `parameters`; `at_budget` makes variants of equal size.
 """

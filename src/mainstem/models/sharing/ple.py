@@ -42,8 +42,9 @@ class ProgressiveExtraction(nn.Module):
 
         y_k = tower_k(g_k of the last layer)
 
-    A task reads its own experts and the shared ones, never another's: what one task learns in its own experts no other
-    can undo, which is what sets it apart from `MultiGate`.
+    A task reads its own experts and the shared ones, never another's. With one layer no other task can then undo what
+    a task learns in its own experts, which is what sets it apart from `MultiGate`. Where layers are stacked, the shared
+    path between them reads all experts, and lets the tasks' gradients meet there again.
     """
 
     def __init__(self, config: ProgressiveExtractionConfig) -> None:
