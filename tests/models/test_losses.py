@@ -1,27 +1,15 @@
 import math
-from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
+from fitting import minimise
 from torch import Tensor
 from torch.nn import functional
 
 from mainstem.models.losses import binary, listwise_softmax, log_inclusion, sampled_softmax, value
 
 SHARES = torch.tensor([0.80, 0.15, 0.05])  # one context; the first entity is taken 16 times as often as the last
-
-
-def _minimise(loss: Callable[[], Tensor], parameter: Tensor) -> None:
-    optimizer = torch.optim.LBFGS([parameter], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        return value
-
-    optimizer.step(closure)
 
 
 def _fitted_shares(sign: float, uniform: int) -> Tensor:
@@ -41,7 +29,7 @@ def _fitted_shares(sign: float, uniform: int) -> Tensor:
         # two distinct entities in a batch decide; the mean keeps the free constant of the scores in place
         return (chances * torch.stack(losses)).sum() + scores.mean() ** 2
 
-    _minimise(expected, scores)
+    minimise(expected, scores)
     return scores.detach().softmax(0)
 
 
@@ -123,7 +111,7 @@ def test_log_odds_correction_recovers_the_base_rate() -> None:
 
     def fitted(rate: float | None) -> float:
         logit = torch.zeros(1, requires_grad=True)
-        _minimise(lambda: binary(logit.expand(10_000), labels, negative_rate=rate), logit)
+        minimise(lambda: binary(logit.expand(10_000), labels, negative_rate=rate), logit)
         return float(logit.detach().sigmoid())
 
     assert fitted(kept) == pytest.approx(base, rel=0.01)

@@ -1,0 +1,58 @@
+"""Expected long-term value: what a user will have spent by a horizon, mostly nothing, sometimes very much."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mainstem.models.heads.protocol import known, weighted_mean
+from mainstem.models.ranker import VALUE_CAP
+
+__all__ = ["LifetimeValueHead", "due"]
+
+_FLOOR = 1e-3
+"""Least sigma: a few equal amounts must not make the likelihood infinite."""
+
+
+def due(values: Tensor, ages: Tensor, horizon: float) -> Tensor:
+    """Labels of a value that is complete only at the horizon: values where ages >= horizon, else NaN (not known).
+
+    values [n]: what was seen so far; ages [n]: how long the example has been watched, in the unit of horizon. What
+    was seen before the horizon is a lower bound: taken as the label, it teaches that new examples are worth little.
+    """
+    return torch.where(ages >= horizon, values, torch.full_like(values, torch.nan))
+
+
+class LifetimeValueHead(nn.Module):
+    """Zero-inflated lognormal (Wang et al. 2019, "A Deep Probabilistic Model for Customer Lifetime Value Prediction").
+
+        P(v > 0) = sigmoid(raw_0),  log v | v > 0 ~ Normal(mu = raw_1, sigma = softplus(raw_2))
+        E[v]     = P(v > 0) exp(mu + sigma^2 / 2)
+
+    The loss is the negative log likelihood: cross-entropy of v > 0 plus, where v > 0, that of the
+    lognormal. Unlike a squared error it is not ruled by the few who spend most. Labels that are not due are NaN: see
+    `due`.
+    """
+
+    outputs = 3
+
+    def loss(self, raw: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """raw [n, 3]; labels >= 0 or NaN [n], in the event's own unit (negative ones count as 0); weights [n]."""
+        labels, weights = known(raw, labels, weights)
+        paid = (labels > 0).to(raw.dtype)
+        chance = functional.binary_cross_entropy_with_logits(raw[:, 0], paid, reduction="none")
+        log_value = torch.where(labels > 0, labels, torch.ones_like(labels)).log()
+        mu, sigma = raw[:, 1], self._sigma(raw)
+        size = log_value + sigma.log() + 0.5 * math.log(2 * math.pi) + 0.5 * ((log_value - mu) / sigma).square()
+        return weighted_mean(chance + paid * size, weights)
+
+    def predict(self, raw: Tensor) -> Tensor:
+        """raw [n, 3] -> expected values [n], in the event's own unit."""
+        log_size = raw[:, 1] + 0.5 * self._sigma(raw).square()
+        return raw[:, 0].sigmoid() * log_size.clamp(max=VALUE_CAP).exp()
+
+    def _sigma(self, raw: Tensor) -> Tensor:
+        return functional.softplus(raw[:, 2]) + _FLOOR

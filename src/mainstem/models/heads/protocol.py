@@ -1,0 +1,47 @@
+"""What every head is: raw outputs of the network in, a loss and a prediction in the event's own unit out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["TaskHead", "known", "weighted_mean"]
+
+
+class TaskHead(Protocol):
+    """`outputs` raw columns per example belong to the head; its link and its loss are its own affair.
+
+    A label that is NaN is not known (yet): it counts neither in the loss nor in its mean.
+    """
+
+    outputs: int
+
+    def loss(self, raw: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Weighted mean over known labels, a scalar; 0 where there is none.
+
+        raw [n, outputs]; labels [n], in the event's own unit, NaN where not known; weights float >= 0 [n].
+        """
+        ...
+
+    def predict(self, raw: Tensor) -> Tensor:
+        """[n], in the labels' unit: a chance, an expected grade, an expected amount."""
+        ...
+
+
+def known(raw: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Labels with 0 in place of NaN, and weights with 0 there: [n], [n], of the dtype of raw.
+
+    NaN is replaced before anything is computed from it: 0 * NaN in a loss would be NaN in every gradient.
+    """
+    is_known = ~labels.isnan()
+    counted = is_known.to(raw.dtype)
+    if weights is not None:
+        counted = counted * weights
+    return torch.where(is_known, labels, torch.zeros_like(labels)).to(raw.dtype), counted
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """sum(losses * weights) / sum(weights), a scalar; 0 where all weights are 0."""
+    return (losses * weights).sum() / weights.sum().clamp(min=1e-12)

@@ -1,0 +1,21 @@
+"""Logistic regression: the small baseline that every larger model has to beat."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mainstem.models.ranker import Head, Ranker, RankerConfig
+
+__all__ = ["logistic"]
+
+
+def logistic(features: int, heads: tuple[Head, ...] = (Head("purchase"),)) -> Ranker:
+    """A `Ranker` of its linear skip alone: P(label = 1) = sigmoid(w . z + b), z the standardised features.
+
+    Being a ranker it is trained, calibrated and served (`NumpyScorer`) as one. It starts at 0; with `losses.binary` and
+    an L2 penalty (weight decay) the loss is convex, and there is one answer to find.
+    """
+    model = Ranker(RankerConfig(features, heads, hidden=(), cross_layers=0))
+    nn.init.zeros_(model.wide.weight)
+    nn.init.zeros_(model.wide.bias)
+    return model
