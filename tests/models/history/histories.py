@@ -77,7 +77,7 @@ def batch(lengths: list[int], seed: int = 0) -> Histories:
         action=torch.randint(0, ACTIONS, (total,), generator=generator),
         canvas=torch.randint(0, CANVASES, (total,), generator=generator),
         value=10 * torch.randn(total, generator=generator, dtype=torch.float64),
-        time=torch.cat(times),
+        time=torch.cat([gaps[:0], *times]),
         offsets=torch.tensor([0, *lengths]).cumsum(0),
         query_time=newest + (10 ** (6 * torch.rand(b, generator=generator))).long(),
     )

@@ -21,8 +21,8 @@ from mainstem.models.history.pooling import decayed_sums, plain_decayed_sums
 some = settings(max_examples=15, deadline=None)
 
 
-@some
-@given(lengths=LENGTHS, query=st.booleans())
+@settings(max_examples=10, deadline=None)
+@given(lengths=st.lists(st.integers(0, 8), min_size=1, max_size=4), query=st.booleans())
 def test_hstu_is_equations_1_to_3(lengths: list[int], query: bool) -> None:
     made, histories = shaken("hstu-query" if query else "hstu"), batch(lengths)
     assert isinstance(made, HSTU)
@@ -116,7 +116,7 @@ def test_groups_hold_every_event_once_beside_like_lengths(lengths: list[int], sp
         assert torch.equal(packing.join([group[..., None] for group in groups])[:, 0], events)
     seen = []
     for group in groups:
-        own = torch.searchsorted(offsets, group[:, 0], right=True) - 1
+        own = torch.searchsorted(offsets, group[:, 0].contiguous(), right=True) - 1
         of_group = torch.tensor(lengths)[own]
         assert int(of_group.max()) == group.shape[1]
         assert int(of_group.max()) <= int(of_group.min()) * spread

@@ -67,8 +67,11 @@ def _logits(made: HistoryEncoder, table: Tensor, seen: tuple[Tensor, ...]) -> Te
     return made.last(made(histories), offsets) @ table.T
 
 
-def share_right(name: str, world: World, steps: int = 150) -> float:
-    """Train with the full softmax; the share of fresh users whose first item is right, or of the right parity."""
+def share_right(name: str, world: World, steps: int) -> float:
+    """Train with the full softmax, then ask for fresh users: the share whose first item is the answer.
+
+    In the checkerboard, where no one item is, the share of the upper half of all items that is of the user's parity.
+    """
     torch.manual_seed(0)
     made = encoder(name, width=DIM, dim=DIM, layers=1)
     table = nn.Parameter(torch.randn(ITEMS, DIM) * 0.3)
@@ -79,38 +82,52 @@ def share_right(name: str, world: World, steps: int = 150) -> float:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    rights = []
     with torch.no_grad():
-        rights = []
         for _ in range(4):
             seen = world()
-            first = _logits(made, table, seen).argmax(dim=1)
-            rights.append((first - seen[-1]) % 2 == 0 if world is checkerboard else first == seen[-1])
+            best = _logits(made, table, seen).topk(ITEMS // 2 if world is checkerboard else 1).indices
+            apart = best - seen[-1][:, None]
+            rights.append((apart % 2 if world is checkerboard else apart) == 0)
     return float(torch.cat(rights).float().mean())
 
 
-@pytest.mark.parametrize(
-    ("world", "names"),
-    [
-        (checkerboard, ("pooling", "transformer", "hstu")),
-        (successor, ("transformer", "transformer-timeless", "hstu", "hstu-timeless")),
-        (pause, ("transformer", "hstu")),
-        (absence, ("transformer-query", "hstu-query")),
-    ],
-)
-def test_a_world_is_learned(world: World, names: tuple[str, ...]) -> None:
-    for name in names:
-        assert share_right(name, world) > 0.95, name
+STEPS = 100
 
 
 @pytest.mark.parametrize(
-    ("world", "names", "most"),
+    ("world", "name"),
     [
-        (checkerboard, ("pooling",), 0.8),  # untrained
-        (successor, ("pooling",), 0.6),
-        (pause, ("transformer-timeless", "hstu-timeless"), 0.7),
-        (absence, ("pooling", "transformer", "hstu"), 0.7),
+        (checkerboard, "pooling"),
+        (checkerboard, "transformer"),
+        (checkerboard, "hstu"),
+        (successor, "transformer-timeless"),
+        (successor, "hstu-timeless"),
+        (pause, "transformer"),
+        (pause, "hstu"),
+        (absence, "transformer-query"),
+        (absence, "hstu-query"),
     ],
 )
-def test_canary_who_cannot_know_does_not_learn(world: World, names: tuple[str, ...], most: float) -> None:
-    for name in names:
-        assert share_right(name, world, steps=0 if world is checkerboard else 150) < most, name
+def test_a_world_is_learned(world: World, name: str) -> None:
+    assert share_right(name, world, STEPS) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("world", "name", "chance"),
+    [
+        (successor, "pooling", 1 / 4),  # any of the items seen, four on average, may be the last
+        (pause, "transformer-timeless", 1 / 2),
+        (pause, "hstu-timeless", 1 / 2),
+        (absence, "pooling", 1 / 2),
+        (absence, "transformer", 1 / 2),
+        (absence, "hstu", 1 / 2),
+    ],
+)
+def test_canary_who_cannot_know_does_not_learn(world: World, name: str, chance: float) -> None:
+    assert share_right(name, world, STEPS) < chance + 0.15
+
+
+@pytest.mark.parametrize("name", ["pooling", "transformer", "hstu"])
+def test_canary_the_untrained_do_not_pass(name: str) -> None:
+    assert share_right(name, checkerboard, 0) < 0.8

@@ -35,8 +35,8 @@ class EventConfig:
 def log_bucket(gaps: Tensor, buckets: int) -> Tensor:
     """floor(log2(1 + seconds)), at most buckets - 1, of gaps in ms of any shape: int32. A negative gap counts as 0.
 
-    Bucket 0 is under a second, 12 about an hour, 17 about two days, 31 from 68 years on. Zhai et al. 2024 bucket the
-    logarithm too (section 3.2), with a base of 1.35.
+    Bucket 0 is under a second, 11 about an hour, 17 about two days, 31 from 68 years on. The published code of HSTU
+    (see `HSTU`) buckets the logarithm too, finer: by powers of 1.35.
     """
     # int32 halves the largest tensor of the time bias, [n, length, length]
     return torch.log2(1 + gaps.clamp(min=0).float() / 1000).clamp(max=buckets - 1).to(torch.int32)
@@ -48,6 +48,8 @@ class EventInput(nn.Module):
     The row is projected where dim is not width, and comes in as it is where they agree. The value enters as sign *
     log1p(|value|) times a learned vector. The gap since the user's event before has an embedding per log bucket,
     and one of its own for a first event; with query_time so has the gap to when what follows was asked for.
+
+    Raises IndexError on an action or canvas outside its vocabulary.
     """
 
     def __init__(self, config: EventConfig, width: int, dropout: float = 0.0) -> None:

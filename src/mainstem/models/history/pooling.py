@@ -21,6 +21,8 @@ from mainstem.schema.time import DAY
 
 __all__ = ["Pooling", "PoolingConfig", "decayed_sums", "plain_decayed_sums"]
 
+_COMPILED = (torch.float32, torch.float64)
+
 
 @dataclass(frozen=True, slots=True)
 class PoolingConfig:
@@ -56,10 +58,10 @@ class Pooling(HistoryEncoder):
         """States [t, dim]."""
         interest = self.log_interest.index_select(0, histories.action).exp()[:, None]
         weighted = torch.cat((interest * histories.rows, interest), dim=-1)
-        gaps = histories.since_previous().to(weighted.dtype)
+        gaps, first = histories.since_previous().to(weighted.dtype), histories.first()
         means = []
         for half_life in self.config.half_lives:
-            decay = torch.exp2(-gaps / half_life).index_fill(0, histories.first(), 0.0)
+            decay = torch.exp2(-gaps / half_life).index_fill(0, first, 0.0)
             sums = decayed_sums(weighted, decay)
             means.append(sums[:, :-1] / sums[:, -1:])
         blended = torch.stack(means, dim=-1) @ self.blend
@@ -70,10 +72,10 @@ class Pooling(HistoryEncoder):
 def decayed_sums(values: Tensor, decay: Tensor) -> Tensor:
     """sums[i] = values[i] + decay[i] * sums[i - 1]: [t, d]. A decay of 0 begins a new history.
 
-    values [t, d]; decay [t], constant: it gets no gradient. On the CPU one compiled pass, and one back, in the order
-    of the events; elsewhere `plain_decayed_sums`. There is no second derivative then.
+    values [t, d]; decay [t], constant: it gets no gradient. On the CPU one compiled pass, and one back, without a second
+    derivative; elsewhere `plain_decayed_sums`.
     """
-    if values.device.type == "cpu":
+    if values.device.type == "cpu" and values.dtype in _COMPILED:
         out: Tensor = _DecayedSums.apply(values, decay)  # type: ignore[no-untyped-call]
         return out
     return plain_decayed_sums(values, decay)

@@ -2,8 +2,8 @@
 
 Kang & McAuley 2018, "Self-Attentive Sequential Recommendation" (SASRec); Borisyuk et al. 2025, "From Features to
 Transformers: Redefining Ranking for Scalable Impact" (LiGR: learned gates on the residual branches); Tikhonovich et
-al. 2025, "eSASRec: Enhancing Transformer-based Recommendations in a Modular Fashion", which found these blocks,
-with SwiGLU, the best of those it compared for SASRec.
+al. 2025, "eSASRec: Enhancing Transformer-based Recommendations in a Modular Fashion" (SASRec with these blocks, SwiGLU
+in them).
 """
 
 from __future__ import annotations
