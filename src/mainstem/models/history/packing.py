@@ -20,8 +20,8 @@ __all__ = ["SPREAD", "Packing"]
 
 SPREAD = 1.5
 """Attention pays for the square of a group's length, and for each group a little. Between 1.25 and 2 the two are in
-balance on the CPU for histories of tens and of hundreds of events; packing several histories into one block under a
-block-diagonal mask was never faster, and needs that mask."""
+balance on the CPU for histories of tens and of hundreds of events. Packing several histories into one block under a
+block-diagonal mask is no faster there, and needs memory for that mask."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,8 +72,8 @@ class Pooling(HistoryEncoder):
 def decayed_sums(values: Tensor, decay: Tensor) -> Tensor:
     """sums[i] = values[i] + decay[i] * sums[i - 1]: [t, d]. A decay of 0 begins a new history.
 
-    values [t, d]; decay [t], constant: it gets no gradient. On the CPU one compiled pass, and one back, without a second
-    derivative; elsewhere `plain_decayed_sums`.
+    values [t, d]; decay [t], constant: it gets no gradient. On the CPU one compiled pass, and one back, without a
+    second derivative; elsewhere `plain_decayed_sums`.
     """
     if values.device.type == "cpu" and values.dtype in _COMPILED:
         out: Tensor = _DecayedSums.apply(values, decay)  # type: ignore[no-untyped-call]
