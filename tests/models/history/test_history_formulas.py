@@ -127,6 +127,11 @@ def test_groups_hold_every_event_once_beside_like_lengths(lengths: list[int], sp
     assert len(groups) <= (1 if math.isinf(spread) else 60 if spread == 1 else 1 + math.log(60) / math.log(spread))
 
 
+def test_a_decay_for_each_event_or_none() -> None:
+    with pytest.raises(ValueError, match="decay"):
+        decayed_sums(torch.zeros(3, 2), torch.zeros(2))
+
+
 def test_a_spread_below_one_is_refused() -> None:
     for spread in (0.9, math.nan):
         with pytest.raises(ValueError, match="spread"):

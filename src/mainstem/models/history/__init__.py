@@ -7,7 +7,7 @@ an epoch reads. An encoder is built from one config.
 |---|---|---|---|---|
 | `Pooling` | rows, action | only through time | as decay | n |
 | `Transformer` | all | positions from the newest | gaps at the input | n^2 |
-| `HSTU` | all | relative | gaps at the input and between all pairs | n^2, dearer |
+| `HSTU` | all | relative | gaps at the input and between all pairs | n^2, in memory too |
 
 Rows come in gathered (law 7); the encoders own only small vocabularies: actions, canvases, positions, buckets of time.
 """

@@ -1,7 +1,7 @@
 """HSTU: attention that adds up instead of sharing out, with relative positions and times.
 
 Zhai et al. 2024, "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
-Recommendations", section 3 and equations 1 to 4.
+Recommendations", section 3 and equations 1 to 3.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class _Layer(nn.Module):
         super().__init__()
         width, buckets = config.width, config.events.time_buckets
         self.heads = config.heads
-        self.norm, self.attention_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width)
+        # weights near 0 give small sums, which a larger epsilon would hold down
+        self.attention_norm = nn.LayerNorm(width, eps=1e-6)
         self.gate_and_attention = nn.Linear(width, 4 * width)
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.dropout)

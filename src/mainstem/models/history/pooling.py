@@ -74,7 +74,11 @@ def decayed_sums(values: Tensor, decay: Tensor) -> Tensor:
 
     values [t, d]; decay [t], constant: it gets no gradient. On the CPU one compiled pass, and one back, without a
     second derivative; elsewhere `plain_decayed_sums`.
+
+    Raises ValueError where decay is not [t].
     """
+    if decay.shape != values.shape[:1]:  # compiled code would read past its end
+        raise ValueError(f"decay must be [{len(values)}], not {[*decay.shape]}")
     if values.device.type == "cpu" and values.dtype in _COMPILED:
         out: Tensor = _DecayedSums.apply(values, decay)  # type: ignore[no-untyped-call]
         return out
