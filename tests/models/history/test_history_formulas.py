@@ -21,6 +21,25 @@ from mainstem.models.history.pooling import decayed_sums, plain_decayed_sums
 some = settings(max_examples=15, deadline=None)
 
 
+@some
+@given(lengths=LENGTHS)
+def test_the_input_of_an_event_is_the_sum_of_what_it_says(lengths: list[int]) -> None:
+    made, h = shaken("hstu-query"), batch(lengths)
+    assert isinstance(made, HSTU)
+    own, got = made.input, made.input(h)
+    assert own.before is not None
+    assert own.ahead is not None
+    assert h.query_time is not None
+    for user, (a, b) in enumerate(pairwise(h.offsets.tolist())):
+        for i in range(a, b):
+            want = own.project(h.rows[i]) + own.action.weight[h.action[i]] + own.canvas.weight[h.canvas[i]]
+            want = want + math.copysign(math.log1p(abs(h.value[i])), h.value[i]) * own.value
+            # a first event has a place of its own, after the buckets
+            want = want + own.before.weight[32 if i == a else log_bucket(h.time[i] - h.time[i - 1], 32)]
+            asked = h.query_time[user] if i == b - 1 else h.time[i + 1]
+            torch.testing.assert_close(got[i], want + own.ahead.weight[log_bucket(asked - h.time[i], 32)])
+
+
 @settings(max_examples=10, deadline=None)
 @given(lengths=st.lists(st.integers(0, 8), min_size=1, max_size=4), query=st.booleans())
 def test_hstu_is_equations_1_to_3(lengths: list[int], query: bool) -> None:
