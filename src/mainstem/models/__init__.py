@@ -5,8 +5,10 @@ what they minimise. Embedding rows come in as one gathered leaf tensor that plac
 gathers them, and who applies their gradient, is `mainstem.weights`. `NumpyScorer` and `NumpyUserTower` are
 the ranker and the user tower without torch, for answering one request on one thread.
 
-Parts from which larger ranking networks are put together, each with the equations it follows:
+Parts from which larger networks are put together, each with the equations it follows; today's product does not use
+them yet:
 
+    history/     what a user did -> a state per event
     interest/    candidates against histories -> part of the input
     sharing/     input -> one representation a task
     heads/       what a task's last layer means: loss, and a prediction in the event's own unit
