@@ -181,7 +181,7 @@ def _status_line(learning: Learning) -> str:
     status = learning.trainer.status
     line = (
         f"delta {status.sequence:,} of {status.base[:10]}; {status.records:,} records, {status.positives:,} positives, "
-        f"{status.lag:,} behind, loss {status.loss:.3f}"
+        f"{status.slates:,} slates, {status.lag:,} behind, loss {status.loss:.3f}"
     )
     if status.refused:
         line += f"; {status.refused} refused, the last one: {status.last_refusal}"
