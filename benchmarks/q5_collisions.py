@@ -3,8 +3,8 @@
 Arms, all with the same networks, positives, order, negatives and seeds, and with ids alone (no attributes):
 
     collisionless        a row for every user and every item
-    as in the paper      hashed so that 7.73 % of the users and 2.86 % of the items find their row taken (Liu et al.
-                         2022, "Monolith", table 1: distinct ids before and after hashing)
+    as in the paper      hashed so that 7.73 % of the users and 2.86 % of the items find their row taken: our
+                         reading of the shares that Liu et al. 2022, "Monolith", give for their hashed ids
     half, tenth          hashed into half and a tenth as many rows as there are ids
     equal bytes          hashed into as many rows as fit into the bytes of the collisionless table
     admitted, half       collisionless, after admission and expiry, in the bytes of `half`
