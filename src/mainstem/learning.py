@@ -23,9 +23,10 @@ from mainstem import catalog as catalogs
 from mainstem import curriculum, features, weights
 from mainstem.assemble import open_log
 from mainstem.catalog import MemoryCatalog
-from mainstem.curriculum import EXTRA_INPUTS, HAD
+from mainstem.curriculum import HAD
 from mainstem.join import PoolJoin
 from mainstem.live import fingerprint
+from mainstem.rank.score import extra_inputs
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import storage_urls
 from mainstem.schema.errors import NotReady
@@ -65,7 +66,7 @@ def definition(config: Config) -> tuple[str, tuple[str, ...]]:
         closing(catalogs.open("memory://", entities=config.entities)) as nothing,
         closing(features.open("memory://", config, nothing)) as private,
     ):
-        return fingerprint(config, private), (*private.names, *EXTRA_INPUTS)
+        return fingerprint(config, private), (*private.names, *extra_inputs(tuple(config.canvases)))
 
 
 def learner_of(config: Config, catalog: MemoryCatalog, inputs: Sequence[str]) -> OnlineLearner:

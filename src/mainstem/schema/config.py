@@ -20,6 +20,7 @@ __all__ = [
     "FamilyConfig",
     "FeatureConfig",
     "HeadConfig",
+    "HistoryConfig",
     "LogConfig",
     "Mismatch",
     "ModelConfig",
@@ -140,6 +141,12 @@ class CanvasConfig(_Section):
     """May what the user already had be shown? A request's `show.new_only` narrows it further."""
     fallback: list[Literal["kept", "popular"]] = ["kept", "popular"]
     """What answers when the deadline is missed, in this order."""
+    learns_from: Literal["events", "previous", "category", "query"] = "events"
+    """What of the log teaches it: `events`: what users took (a home feed, notifications); `previous`: what they took
+    after another entity (related items); `category`: what they took of a category; `query`: what they took of what
+    they searched for, of events that carry the query."""
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the events that teach it, where it does not learn from `events`."""
 
     @field_validator("deadline")
     @classmethod
@@ -166,6 +173,22 @@ class FamilyConfig(_Section):
     """Rows at most; one more makes one of the least recently seen leave."""
 
 
+class HistoryConfig(_Section):
+    """What reads the user's history."""
+
+    encoder: Literal["pooling", "transformer", "hstu"] = "pooling"
+    """`pooling`: means that fade with age, fast; `transformer` (LiGR blocks) and `hstu` read the order too."""
+    layers: int = Field(default=2, ge=1, le=32)
+    heads: int = Field(default=2, ge=1, le=64)
+    """Attention heads; `model.dim` must be a multiple of them."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    windows: Literal["sessions", "last", "sliding", "mixed"] = "sessions"
+    """How an epoch goes over the past: session by session, each with what lay before it; or user by user, a window of
+    the history at a time, the newest (`last`), one after the other (`sliding`) or in turn (`mixed`)."""
+    query_time: bool = False
+    """Whether it knows when it is asked; `hstu` and `transformer` alone."""
+
+
 class ModelConfig(_Section):
     """Sizes of the networks."""
 
@@ -175,10 +198,14 @@ class ModelConfig(_Section):
     """Hidden layers of the ranking network."""
     temperature: float = Field(default=0.1, gt=0)
     """Of the retrieval softmax over normalised vectors."""
-    families: dict[Literal["user", "entity", "attribute"], FamilyConfig] = {
+    words: int = Field(default=16, ge=0, le=1000)
+    """Words of an entity's text, and of a query, that speak for it; 0 for none."""
+    history: HistoryConfig = HistoryConfig()
+    families: dict[Literal["user", "entity", "attribute", "word"], FamilyConfig] = {
         "user": FamilyConfig(),
         "entity": FamilyConfig(),
         "attribute": FamilyConfig(),
+        "word": FamilyConfig(),
     }
     """Embedding rows by kind of key; what is not named has the defaults."""
 
@@ -328,7 +355,7 @@ class Config(_Section):
     heads: dict[Name, HeadConfig] = Field(default={"purchase": HeadConfig(event="purchase")}, min_length=1)
     entities: dict[Name, EntityTypeConfig] = {"item": EntityTypeConfig()}
     canvases: dict[Name, CanvasConfig] = Field(
-        default={"home": CanvasConfig(), "similar": CanvasConfig()}, min_length=1
+        default={"home": CanvasConfig(), "similar": CanvasConfig(learns_from="previous")}, min_length=1
     )
     features: FeatureConfig = FeatureConfig()
     model: ModelConfig = ModelConfig()

@@ -121,7 +121,7 @@ class OnlineLearner:
         return loss, len(revisions)
 
     def _retrieve(self, events: EventBatch, learn: bool) -> tuple[float, int]:
-        found, weight = of_interest(events, self._interest)
+        found, action, weight = of_interest(events, self._interest)
         if not len(found):
             return float("nan"), 0
         self.clock.add(found.time)
@@ -137,7 +137,7 @@ class OnlineLearner:
 
     def prime(self, events: EventBatch) -> None:
         """Note a whole past, in order of time, that other means have learned from."""
-        found, weight = of_interest(events, self._interest)
+        found, action, weight = of_interest(events, self._interest)
         for start in range(0, len(found), CHUNK):
             some = slice(start, start + CHUNK)
             self.population.add(found.entity[some])

@@ -121,8 +121,10 @@ class Trainer:
         rest = np.flatnonzero(positives.time >= start)
         rng = np.random.default_rng(config.seed + 1)
         with torch_threads(threads):
-            for done, _ in enumerate(retrieval.epoch(rest, rng), 1):
-                progress("towers, to the end", min(done * config.retrieval_batch, len(rest)), len(rest))
+            done = 0
+            for _, count in retrieval.epoch(rest, rng, config.retrieval_epochs):
+                done = min(done + count, len(rest))
+                progress("towers, to the end", done, len(rest))
         _lap(report, "towers to the end", clock)
         report.version = self.publish(retrieval, ranker, source, report.metrics)
         return report
@@ -178,8 +180,10 @@ class Trainer:
         done_epochs = self._resume(run, retrieval, rng)
         total = config.retrieval_epochs * len(rows)
         for epoch in range(done_epochs, config.retrieval_epochs):
-            for step, _ in enumerate(retrieval.epoch(rows, rng), 1):
-                progress("towers", epoch * len(rows) + min(step * config.retrieval_batch, len(rows)), total)
+            done = epoch * len(rows)
+            for _, count in retrieval.epoch(rows, rng, epoch):
+                done = min(done + count, (epoch + 1) * len(rows))
+                progress("towers", done, total)
             self._checkpoint(run, epoch + 1, retrieval, rng)
 
     def _checkpoint(self, run: str, epochs: int, retrieval: RetrievalTrainer, rng: np.random.Generator) -> None:

@@ -1,0 +1,110 @@
+"""Label preparation: which requests, of which canvases, a positive is the right answer to.
+
+One positive is learned from in several ways: as what the user's home feed should have had, as what belongs beside the
+entity that they took before it, as what they looked for in its category. One stream of examples holds them all, each
+canvas with its share, so what one canvas teaches reaches the others (Bhattacharya et al. 2024, UniCoRn, section 3.2).
+
+| `learns_from` | the request |
+|---|---|
+| `events` | the user and their history |
+| `previous` | besides, the other entity that the user took last as the source |
+| `category` | besides, the entity's category |
+| `query` | besides, what was searched for; of events that have a query alone |
+
+An event that names its canvas is the answer to a request of that one.
+
+A canvas that starts from something else than the user must work for strangers too: of its requests `WITHHELD` are asked
+without user and history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mainstem.schema.config import CanvasConfig
+from mainstem.schema.ids import DEFAULT_TENANT, Keys, keys64
+from mainstem.train.interactions import Interactions
+
+__all__ = ["UNKNOWN", "WITHHELD", "Canvases", "Requests"]
+
+Ints = NDArray[np.int64]
+
+# The canvas of requests that training knows nothing of.
+UNKNOWN = 0
+WITHHELD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """m requests, each with a positive among b as its right answer.
+
+    positive int64 [m]; canvas int64 [m]: `UNKNOWN` or 1 + its place in the configuration; personal bool [m]: whether
+    user and history are told; source, category, query uint64 [m]: 0 where there is none
+    """
+
+    positive: Ints
+    canvas: Ints
+    personal: NDArray[np.bool_]
+    source: Keys
+    category: Keys
+    query: Keys
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+
+class Canvases:
+    """The canvases as configured. Events that name none are of those that learn from events, evenly."""
+
+    def __init__(self, canvases: Mapping[str, CanvasConfig], tenant: str = DEFAULT_TENANT) -> None:
+        self.names = tuple(canvases)
+        self.configs = tuple(canvases.values())
+        self.any = np.array([1 + i for i, each in enumerate(self.configs) if each.learns_from == "events"], np.int64)
+        keys = keys64("canvas", self.names, tenant)
+        self._sorted, self._place = np.sort(keys), 1 + np.argsort(keys)
+
+    def __len__(self) -> int:
+        """Of the vocabulary: `UNKNOWN` counts."""
+        return 1 + len(self.names)
+
+    def place(self, name: str) -> int:
+        """Of a canvas by name; `UNKNOWN` for one that is not configured."""
+        return 1 + self.names.index(name) if name in self.names else UNKNOWN
+
+    def places(self, keys: Keys) -> Ints:
+        """Of canvases by key, as in `EventBatch`: int64 [n]."""
+        at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == keys, self._place[at], UNKNOWN)
+
+    def plain(self, batch: Interactions) -> Requests:
+        """Of each positive the request of its user on the first canvas that learns from events, all told."""
+        b, canvas = len(batch), self.any[0] if len(self.any) else UNKNOWN
+        return Requests(np.arange(b), np.full(b, canvas), np.ones(b, np.bool_), *np.zeros((3, b), np.uint64))
+
+    def prepare(self, batch: Interactions, category: Keys, rng: np.random.Generator) -> Requests:
+        """The requests that these positives answer; category uint64 [b]: that of each one's entity.
+
+        Each answers one request of a canvas that learns from events, its own or one drawn evenly among these, and of
+        each other canvas, with the chance `share` (for certain, if it is its own), one that it can have been asked on.
+        """
+        b, own = len(batch), self.places(batch.canvas)
+        given = {"previous": batch.previous, "category": category, "query": batch.query}
+        parts: list[tuple[NDArray[Any], ...]] = []
+        if len(self.any):
+            drawn = self.any[rng.integers(0, len(self.any), b)]
+            canvas = np.where(np.isin(own, self.any), own, drawn)
+            parts.append((np.arange(b), canvas, np.ones(b, np.bool_), *np.zeros((3, b), np.uint64)))
+        for place, config in enumerate(self.configs, 1):
+            if config.learns_from == "events":
+                continue
+            start = given[config.learns_from]
+            rows = np.flatnonzero((start != 0) & ((rng.random(b) < config.share) | (own == place)))
+            told = rng.random(len(rows)) >= WITHHELD
+            from_ = [start[rows] if name == config.learns_from else np.zeros(len(rows), np.uint64) for name in given]
+            parts.append((rows, np.full(len(rows), place), told, *from_))
+        return Requests(*(np.concatenate(column) for column in zip(*parts, strict=True)))
