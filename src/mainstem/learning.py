@@ -155,6 +155,7 @@ class Learning:
             "trainer_passed_over_records": float(status.passed_over),
             "trainer_published": float(status.published),
             "trainer_refused": float(status.refused),
+            "trainer_new_levels": float(status.new_levels),
             "trainer_loss": status.loss,
         }
 

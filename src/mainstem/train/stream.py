@@ -27,7 +27,7 @@ from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Floats, Log
 from mainstem.schema.records import Erase, Erased
 from mainstem.schema.time import parse_duration
-from mainstem.train.guard import Guard
+from mainstem.train.guard import Guard, Refusal
 from mainstem.train.interactions import Interactions
 from mainstem.train.online import RANKING, RETRIEVAL, OnlineLearner, Step
 from mainstem.train.published import SnapshotWriter, adopt, state_of
@@ -70,6 +70,8 @@ class Status:
     published: int = 0
     refused: int = 0
     last_refusal: str = ""
+    new_levels: int = 0
+    """Times that a loss got a new reference, as it stayed where updates of it were refused."""
     snapshots: int = 0
     loss: float = float("nan")
     failure: str = ""
@@ -181,7 +183,11 @@ class OnlineTrainer:
             for cut, learned in delta.extras.get("cuts", []):
                 self._advance(int(cut), window, learn=bool(learned))
             self._skip(delta.position)
-            self.guard.judge((), window.losses, None)  # so that its reference is what it was
+            # so that its memory is what it was
+            if (refused := delta.extras.get("refused_levels")) is not None:
+                self.guard.refuse(refused)
+            else:
+                self.guard.judge((), window.losses, None)
             self.place, self.dense_version, self.position = delta.place, delta.dense_version, delta.position
         if self._forgotten:
             self._forgotten = False
@@ -215,7 +221,8 @@ class OnlineTrainer:
                 step = self.learner.fold(batch) if late else self.learner.learn(batch)
             except FloatingPointError as error:
                 self.position = batch.next
-                self._refused(self._delta(self.learner.towers.table.take_changes(), None), f"finite: {error}")
+                delta = self._delta(self.learner.towers.table.take_changes(), None)
+                self._refused(delta, Refusal(f"finite: {error}"))
                 return len(batch)
             self.status.only_noted += len(batch) if late else 0
             self.position = batch.next
@@ -248,11 +255,11 @@ class OnlineTrainer:
         changes = _merged(self._unsent, self.learner.towers.table.take_changes())
         dense = self.learner.dense() if time.monotonic() - self._since_dense >= self._every["dense"] else None
         delta = self._delta(changes, dense)
-        why = self.guard.judge(
+        refusal = self.guard.judge(
             [delta.tables[TABLE].values, *(dense or {}).values()], self._window.losses, self._canary_slates()
         )
-        if why is not None:
-            self._refused(delta, why)
+        if refusal is not None:
+            self._refused(delta, refusal)
             return False
         self._unsent = changes  # until it is there
         try:
@@ -272,7 +279,7 @@ class OnlineTrainer:
         self._show()
         return True
 
-    def _delta(self, changes: Changes, dense: dict[str, NDArray[Any]] | None) -> Delta:
+    def _delta(self, changes: Changes, dense: dict[str, NDArray[Any]] | None, **extras: Any) -> Delta:
         table = self.learner.towers.table
         base, sequence = self.place.base, self.place.sequence + 1
         metrics = {}
@@ -290,11 +297,12 @@ class OnlineTrainer:
             metrics=metrics,
             tables={TABLE: TableDelta(changes.touched, table.read(changes.touched), changes.deleted)},
             dense=dense,
-            extras={"cuts": [list(cut) for cut in self._window.cuts]},
+            extras={"cuts": [list(cut) for cut in self._window.cuts], **extras},
         )
 
-    def _refused(self, delta: Delta, why: str) -> None:
+    def _refused(self, delta: Delta, refusal: Refusal) -> None:
         """Keep it for inspection, go back to the last good state, and pass over what spoiled it."""
+        why = refusal.why
         name = self.store.deltas.refuse(self.line, delta, why)
         _log.error("update %s was refused (%s): its records up to %s are not learned from", name, why, self.position)
         bad = self.position
@@ -302,8 +310,13 @@ class OnlineTrainer:
         self.status.last_refusal = why
         self.recover()
         self._skip(bad)
-        # A delta without cuts says so: a restart passes over these records too.
-        self._send(self._delta(self.learner.towers.table.take_changes(), None))
+        # A delta without cuts says so: a restart passes over these records too, and its guard remembers as this one.
+        changes = self.learner.towers.table.take_changes()
+        self._send(self._delta(changes, None, refused_levels=refusal.levels))
+        for loss in self.guard.refuse(refusal.levels):
+            self.status.new_levels += 1
+            usual = self.guard.watches[loss].reference.mean
+            _log.warning("refused updates in a row agree: a %s loss of %.4g is usual from now on", loss, usual)
 
     def _send(self, delta: Delta) -> None:
         self.place, self.dense_version = self.store.publish(self.line, delta), delta.dense_version
@@ -355,12 +368,12 @@ class OnlineTrainer:
         """The rebuilt model, now as far as the one in use or further, becomes the line's new base."""
         self._writer.join()
         arrays = [*(values for _, values in rebuilt.learner.towers.table.items()), *rebuilt.learner.dense().values()]
-        why = rebuilt.spoiled or Guard(self.online).judge(arrays, {}, None)
-        if why is not None:
+        refusal = Refusal(rebuilt.spoiled) if rebuilt.spoiled else Guard(self.online).judge(arrays, {}, None)
+        if refusal is not None:
             self._rebuilt.passed = rebuilt.version
             self.status.refused += 1
-            self.status.last_refusal = f"rebuilt model {rebuilt.version}: {why}"
-            _log.error("rebuilt model %s was refused: %s", rebuilt.version, why)
+            self.status.last_refusal = f"rebuilt model {rebuilt.version}: {refusal.why}"
+            _log.error("rebuilt model %s was refused: %s", rebuilt.version, refusal.why)
             return
         rebuilt.learner.towers.table.take_changes()
         self._new_base(rebuilt.learner, rebuilt.position, rebuilt.version)
