@@ -33,6 +33,7 @@ from mainstem.schema.protocols import FeatureStore, FeatureView, Floats, Log
 from mainstem.schema.records import Context, Erase, Event, Served, SlateRequest
 from mainstem.schema.time import parse_duration
 from mainstem.train import Towers, Trainer, TrainingReport
+from mainstem.train.rebuilt import BEGUN_ON
 
 __all__ = ["Curriculum", "train"]
 
@@ -51,9 +52,10 @@ def train(
     """Learn from the log as it is now and publish a snapshot of `line`.
 
     Where an online trainer keeps the line (and the caller is not it, `owner`), the snapshot goes to `LINE-rebuilt`: the
-    trainer brings it up to date and switches.
+    trainer brings it up to date and switches, unless somebody rolls back meanwhile.
     """
     store = weights.open(storage_urls(config, base).weights)
+    begun_on = max(store.versions(line), default="")
     with ExitStack() as held:
         if not owner:
             try:
@@ -61,7 +63,7 @@ def train(
             except StoreError:
                 line = f"{line}-rebuilt"
         source = held.enter_context(closing(Curriculum(config, log, progress)))
-        return Trainer(config, source.catalog, store, line).run(source, progress)
+        return Trainer(config, source.catalog, store, line, {BEGUN_ON: begun_on}).run(source, progress)
 
 
 class Curriculum:

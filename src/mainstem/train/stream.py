@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,7 +191,7 @@ class OnlineTrainer:
             self.place, self.dense_version, self.position = delta.place, delta.dense_version, delta.position
         if self._forgotten:
             self._forgotten = False
-            self._new_base(self.learner, self.position, self._rebuilt.passed)
+            self._new_base(self.learner, self.position)
 
     def _advance(self, until: int, window: _Window, *, learn: bool) -> None:
         """One micro-batch that ends at the offset `until`."""
@@ -272,7 +272,7 @@ class OnlineTrainer:
             if isinstance(error.__cause__, OSError):
                 raise  # the store may be back later; what was learned waits in `_unsent`
             _log.error("the line cannot go on from %s, so a new base is written: %s", self.place, error)
-            self._new_base(self.learner, self.position, self._rebuilt.passed)
+            self._new_base(self.learner, self.position)
             return False
         if time.monotonic() - self._since_snapshot >= self._every["snapshot"]:
             self.snapshot()
@@ -346,7 +346,7 @@ class OnlineTrainer:
         self._writer.write(
             state_of(self.learner, self.guard), base=self.place.base, sequence=self.place.sequence,
             dense_version=self._dense_name(), fingerprint=self.fingerprint, position=self.position,
-            extras={"rebuilt": self._rebuilt.passed}, carried=self.learner.carried, wait=wait,
+            extras=self._rebuilt.memory(), carried=self.learner.carried, wait=wait,
         )  # fmt: skip
         self._since_snapshot = time.monotonic()
         self.status.snapshots += 1
@@ -376,16 +376,16 @@ class OnlineTrainer:
             _log.error("rebuilt model %s was refused: %s", rebuilt.version, refusal.why)
             return
         rebuilt.learner.towers.table.take_changes()
-        self._new_base(rebuilt.learner, rebuilt.position, rebuilt.version)
+        self._new_base(rebuilt.learner, rebuilt.position, {"rebuilt": rebuilt.version})
         _log.info("from position %s on the model in use is of base %s", self.position, self.place.base)
 
-    def _new_base(self, learner: OnlineLearner, position: Position, rebuilt: str) -> None:
+    def _new_base(self, learner: OnlineLearner, position: Position, taken_up: Mapping[str, str] | None = None) -> None:
         """Write `learner`, which has learned up to `position`, as a full snapshot, and go on from it; from another one
-        where somebody rolled back meanwhile."""
+        where somebody rolled back meanwhile. taken_up: what differs in the memory of rebuilt models then."""
         try:
             self._writer.write(
                 state_of(learner, Guard(self.online)), base=None, sequence=0, dense_version=None,
-                fingerprint=self.fingerprint, position=position, extras={"rebuilt": rebuilt},
+                fingerprint=self.fingerprint, position=position, extras=self._rebuilt.memory() | dict(taken_up or {}),
                 carried=learner.carried, wait=True, expect=self.place.base,
             )  # fmt: skip
             self.status.snapshots += 1

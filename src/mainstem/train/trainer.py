@@ -14,7 +14,7 @@ tenths, validation from the last tenth.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -86,10 +86,14 @@ Progress = Callable[[str, int, int], None]
 
 
 class Trainer:
-    """Runs training of one model line and publishes its snapshots."""
+    """Runs training of one model line and publishes its snapshots. extras: what these say besides."""
 
-    def __init__(self, config: Config, catalog: MemoryCatalog, snapshots: Snapshots, line: str = "main") -> None:
+    def __init__(
+        self, config: Config, catalog: MemoryCatalog, snapshots: Snapshots, line: str = "main",
+        extras: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.catalog, self.snapshots, self.line = config, catalog, snapshots, line
+        self.extras = dict(extras or {})
 
     def run(self, source: ExampleSource, progress: Progress = lambda stage, done, total: None) -> TrainingReport:
         """Train on what `source` has and publish. Raises NotReady where there is too little to learn from."""
@@ -161,6 +165,7 @@ class Trainer:
                 "attributes": list(retrieval.towers.attributes),
                 "heads": list(self.config.heads),
                 "state": state.tree,
+                **self.extras,
             },
         )
         version = self.snapshots.save(self.line, state.dense, {TABLE: state.table}, meta, state.training)
