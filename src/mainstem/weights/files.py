@@ -83,7 +83,8 @@ class Files(Protocol):
         ...
 
     def lock(self, name: str, held: str, wait: float = 0.0) -> AbstractContextManager[None]:
-        """Be the only one inside, among all processes and threads; StoreError(held) where that takes over `wait` s.
+        """Be the only one inside, among all processes and threads; StoreError where that takes over `wait` s: `held`,
+        and the number of the process that is inside.
 
         Holds in local folders only: elsewhere one writer per line is the user's duty.
         """
@@ -163,8 +164,11 @@ class LocalFiles:
                     break
                 except BlockingIOError:
                     if time.monotonic() >= until:
-                        raise StoreError(held) from None
+                        raise StoreError(f"{held}{_inside(path)}") from None
                     time.sleep(0.005)
+            file.truncate(0)
+            file.write(b"%d" % os.getpid())
+            file.flush()
             yield
 
 
@@ -344,6 +348,14 @@ def _chain(first: Iterable[Part], rest: Iterable[Part]) -> Iterator[Part]:
 def _bounded(name: str, size: int, most: int) -> None:
     if size > most:
         raise StoreError(f"{name} is damaged: it has {size} bytes, and {most} at most were expected")
+
+
+def _inside(lock: Path) -> str:
+    """Which process holds a lock, in words; nothing where that is not written yet."""
+    number = lock.read_bytes()[:20]
+    if not number.isdigit():
+        return ""
+    return " (a thread of this process)" if int(number) == os.getpid() else f" (process {int(number)})"
 
 
 def _make(folder: Path) -> None:

@@ -246,7 +246,7 @@ class Snapshots:
         return new
 
     def trainer_lock(self, line: str) -> AbstractContextManager[None]:
-        """Be the line's one online trainer. Raises StoreError where another process or thread is (local stores)."""
+        """Be the line's one trainer. Raises StoreError, with its number, where another process is (local stores)."""
         held = f"model line {line!r} is being trained by another process or thread"
         return self.files.lock(f"{line_folder(line)}/.trainer", held)
 
