@@ -16,6 +16,7 @@ from mainstem.schema.records import Erase, Event
 from mainstem.train import guard as guards
 from mainstem.train import stream
 from mainstem.weights import Apply, LineReader, Rebase
+from mainstem.weights.checkpoints import flatten, unflatten
 
 
 @pytest.fixture(scope="module")
@@ -320,4 +321,26 @@ def test_without_a_model_or_with_another_configuration_it_says_so(base: Path, tm
     other = weights.SnapshotMeta(fingerprint="other", extras=snapshot.manifest.extras)
     world.store.save("main", snapshot.tensors, snapshot.tables, other, snapshot.training)
     with pytest.raises(NotReady, match="trained with other features"):
+        world.trainer()
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [("learner", "labels"), ("learner", "ranking"), ("learner", "ranking", "curvature"), ("guard", "ranking")],
+)
+def test_a_snapshot_of_an_older_release_says_what_to_do(base: Path, tmp_path: Path, lacking: tuple[str, ...]) -> None:
+    world = world_of(base, tmp_path)
+    version = world.store.latest("main").version
+    assert version is not None
+    snapshot = world.store.load("main", version, training=True)
+    state = unflatten(snapshot.training, snapshot.manifest.extras["state"])
+    part = state
+    for name in lacking[:-1]:
+        part = part[name]
+    del part[lacking[-1]]
+    arrays, tree = flatten(state)
+    extras = {**snapshot.manifest.extras, "state": tree}
+    meta = weights.SnapshotMeta(fingerprint="checkerboard", position=snapshot.position, extras=extras)
+    old = world.store.save("main", snapshot.tensors, snapshot.tables, meta, arrays)
+    with pytest.raises(NotReady, match=rf"{old} lacks '{lacking[-1]}'.*run `mainstem train`"):
         world.trainer()

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mainstem.schema.errors import MainstemError, StoreError
+from mainstem.schema.errors import Incompatible, MainstemError, StoreError
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Log
 from mainstem.train.guard import Guard
@@ -40,15 +40,19 @@ def state_of(learner: OnlineLearner, guard: Guard) -> State:
 
 
 def adopt(snapshot: Snapshot, learner: OnlineLearner, guard: Guard, log: Log) -> tuple[OnlineLearner, Guard]:
-    """Bring an untrained learner and guard to where the snapshot stands. Raises StoreError where it does not fit."""
+    """Bring an untrained learner and guard to where the snapshot stands. Raises StoreError where it does not fit,
+    Incompatible where it lacks a part that an older release did not write."""
     name = snapshot.manifest.version
     if TABLE not in snapshot.tables or "state" not in snapshot.manifest.extras:
         raise StoreError(f"{name} holds nothing to go on training from: run `mainstem train`")
     learner.catch_up(log, snapshot.position)
     state = unflatten(snapshot.training, snapshot.manifest.extras["state"])
     learner.towers.table.load(snapshot.tables[TABLE])
-    learner.load(state["learner"])
-    guard.load(state["guard"])
+    try:
+        learner.load(state["learner"])
+        guard.load(state["guard"])
+    except KeyError as error:
+        raise Incompatible(f"{name} lacks {error}, which an older release did not write: run `mainstem train`") from error
     extras = {name: value for name, value in snapshot.manifest.extras.items() if name not in ("state", "rolled_back")}
     metrics = {name: value for name, value in snapshot.manifest.metrics.items() if value is not None}
     learner.carried = Carried(extras, metrics)

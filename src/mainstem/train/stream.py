@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mainstem.schema.config import Config
-from mainstem.schema.errors import NotReady, StoreError
+from mainstem.schema.errors import Incompatible, NotReady, StoreError
 from mainstem.schema.ids import Keys
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Floats, Log
@@ -91,7 +91,7 @@ class OnlineTrainer:
     """Keeps one model line learning. `new_learner()` gives an untrained learner with an empty catalogue.
 
     `step` and `publish` are yours to call, or `run` calls them until told to stop. One trainer per line.
-    Raises NotReady where the line has no snapshot of this `fingerprint` to go on from.
+    Raises NotReady where the line has no snapshot of this `fingerprint`, with all parts, to go on from.
     """
 
     def __init__(
@@ -136,7 +136,10 @@ class OnlineTrainer:
                 f"{found.version} was trained with other features, heads, entity types or sizes than configured now: "
                 "run `mainstem train`"
             )
-        self.learner, self.guard = adopt(snapshot, self.new_learner(), Guard(self.online), self.log)
+        try:
+            self.learner, self.guard = adopt(snapshot, self.new_learner(), Guard(self.online), self.log)
+        except Incompatible as error:
+            raise NotReady(str(error)) from error
         self.place, self.dense_version = snapshot.place, snapshot.manifest.dense_version
         self.position = snapshot.position
         self._window, self._unsent = _Window(), None
