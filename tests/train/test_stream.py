@@ -11,10 +11,12 @@ import torch
 from stream_world import TABLE, World, assert_equal, contents, drain, entities, item_keys, online_config, user_key
 
 from mainstem import weights
-from mainstem.schema.errors import NotReady
+from mainstem.schema.errors import NotReady, StoreError
 from mainstem.schema.records import Erase, Event
 from mainstem.train import guard as guards
 from mainstem.train import stream
+from mainstem.train.guard import Guard
+from mainstem.train.retrieval import RetrievalLearner
 from mainstem.weights import Apply, LineReader, Rebase
 from mainstem.weights.checkpoints import flatten, unflatten
 
@@ -344,3 +346,85 @@ def test_a_snapshot_of_an_older_release_says_what_to_do(base: Path, tmp_path: Pa
     old = world.store.save("main", snapshot.tensors, snapshot.tables, meta, arrays)
     with pytest.raises(NotReady, match=rf"{old} lacks '{lacking[-1]}'.*run `mainstem train`"):
         world.trainer()
+
+
+@pytest.mark.parametrize("then", ["step", "publish", "snapshot"])
+def test_nothing_stays_of_a_step_that_failed_half_done(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """The ranking network moves before retrieval; an error there must not leave it moved, nor labels taken twice."""
+    whole = world_of(base, tmp_path, "whole")
+    unharmed = whole.trainer()
+    drain(unharmed, publish_every=1)
+
+    world = world_of(base, tmp_path, "harmed")
+    online = world.trainer()
+    drain(online, publish_every=1, most=4)
+
+    def fails(*_: object) -> float:
+        raise MemoryError("no memory for the look-up")
+
+    step, before = RetrievalLearner.step, contents(online)
+    while True:
+        monkeypatch.setattr(RetrievalLearner, "step", fails)
+        with pytest.raises(MemoryError):
+            online.step()
+        monkeypatch.setattr(RetrievalLearner, "step", step)
+        now = contents(online)
+        if any(not np.array_equal(now[name], array) for name, array in before.items() if name.startswith("ranker")):
+            break  # canary: this step did move the ranking network
+        online.step()
+        online.publish()
+        before = contents(online)
+    if then == "publish":
+        assert not online.publish()
+    elif then == "snapshot":
+        online.snapshot(wait=True)
+    drain(online, publish_every=1)
+    assert_equal(contents(online), contents(unharmed))
+
+
+def test_an_update_that_failed_on_its_way_is_published_with_the_next(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = world_of(base, tmp_path)
+    online = world.trainer()
+    drain(online, most=3)
+    judge = Guard.judge
+
+    def fails(*_: object) -> None:
+        raise MemoryError("no memory for the canaries")
+
+    monkeypatch.setattr(Guard, "judge", fails)
+    with pytest.raises(MemoryError):
+        online.publish()
+    monkeypatch.setattr(Guard, "judge", judge)
+    assert online.publish()
+    rows, table = served(world)[0], online.learner.towers.table
+    keys = np.array(sorted(rows), np.uint64)
+    assert len(keys) == len(table)
+    np.testing.assert_array_equal(table.read(keys), np.array([rows[key] for key in keys.tolist()]))
+
+
+def test_a_refusal_that_could_not_be_written_is_tried_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the records that it passes over would come back into the next delta at a restart."""
+    world = world_of(base, tmp_path)
+    online = world.trainer()
+    drain(online, publish_every=2, most=4)
+    publish = world.store.publish
+
+    def fails(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(world.store, "publish", fails)
+    online.step()
+    with torch.no_grad():
+        online.learner.towers.module.blend.fill_(float("nan"))
+    with pytest.raises(StoreError, match="full"):
+        online.publish()
+    monkeypatch.setattr(world.store, "publish", publish)
+    drain(online, publish_every=2)
+    online.publish()
+    assert_equal(contents(world.trainer()), contents(online))

@@ -107,7 +107,8 @@ class OnlineLearner:
     def take(
         self, events: EventBatch, served: Sequence[Served] = (), *, learn: bool = True
     ) -> dict[str, tuple[float, int]]:
-        """One micro-batch, its events in columns: its losses (see `Step`)."""
+        """One micro-batch, its events in columns: its losses (see `Step`). Where it raises, a part of it may be learned
+        already (the ranking network goes first): `load` leads back."""
         return {RANKING: self._rank(events, served, learn), RETRIEVAL: self._retrieve(events, learn)}
 
     def _rank(self, events: EventBatch, served: Sequence[Served], learn: bool) -> tuple[float, int]:

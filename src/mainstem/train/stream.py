@@ -115,6 +115,8 @@ class OnlineTrainer:
         self._rebuilt = RebuiltModels(store, line, log, new_learner, fingerprint, self.online)
         self._canaries: tuple[Interactions, Keys] | None = None
         self._unsent: Changes | None = None
+        self._torn = False
+        """Whether something failed between two states of the learner: only a recovery leads out."""
         self._forgotten = False
         """Whether the log has lost records, by an erasure, of those that are learned again."""
         log.follow(FOLLOWER)
@@ -140,6 +142,7 @@ class OnlineTrainer:
             self.learner, self.guard = adopt(snapshot, self.new_learner(), Guard(self.online), self.log)
         except Incompatible as error:
             raise NotReady(str(error)) from error
+        self._torn = True  # until it has learned again what was published
         self.place, self.dense_version = snapshot.place, snapshot.manifest.dense_version
         self.position = snapshot.position
         self._window, self._unsent = _Window(), None
@@ -149,6 +152,7 @@ class OnlineTrainer:
         self._rebuilt.go_on_from(snapshot.manifest)
         self._erase_again(snapshot)
         self._relearn()
+        self._torn = False
         if self.place.sequence:
             self._since_dense = float("-inf")  # the networks may be newer than those that serving has
         self._note()
@@ -214,12 +218,16 @@ class OnlineTrainer:
     # ---- learning ------------------------------------------------------------------------------------
 
     def step(self) -> int:
-        """Learn one micro-batch; how many records it had."""
+        """Learn one micro-batch; how many records it had. Where that fails half done (the networks may have moved, the
+        table not), the next call begins with a recovery, so nothing of it stays."""
+        if self._torn:
+            self.recover()
         end = self.log.end().offset()
         self.status.lag = max(end - self.position.offset(), 0)
         batch = self.log.read(self.position, self.online.batch)
         if len(batch):
             late = end - batch.next.offset() > self.online.max_lag
+            self._torn = True
             try:
                 step = self.learner.fold(batch) if late else self.learner.learn(batch)
             except FloatingPointError as error:
@@ -227,6 +235,7 @@ class OnlineTrainer:
                 delta = self._delta(self.learner.towers.table.take_changes(), None)
                 self._refused(delta, Refusal(f"finite: {error}"))
                 return len(batch)
+            self._torn = False
             self.status.only_noted += len(batch) if late else 0
             self.position = batch.next
             self._window.cuts.append((batch.next.offset(), not late))
@@ -253,9 +262,12 @@ class OnlineTrainer:
 
     def publish(self) -> bool:
         """Publish what was learned since, if there is anything and the guard lets it through; whether it did."""
+        if self._torn:
+            self.recover()
         if not self._window.cuts:
             return False
-        changes = _merged(self._unsent, self.learner.towers.table.take_changes())
+        # until they are there, whatever fails in between
+        changes = self._unsent = _merged(self._unsent, self.learner.towers.table.take_changes())
         dense = self.learner.dense() if time.monotonic() - self._since_dense >= self._every["dense"] else None
         delta = self._delta(changes, dense)
         refusal = self.guard.judge(
@@ -264,7 +276,6 @@ class OnlineTrainer:
         if refusal is not None:
             self._refused(delta, refusal)
             return False
-        self._unsent = changes  # until it is there
         try:
             self._send(delta)
         except Superseded as error:
@@ -305,17 +316,19 @@ class OnlineTrainer:
 
     def _refused(self, delta: Delta, refusal: Refusal) -> None:
         """Keep it for inspection, go back to the last good state, and pass over what spoiled it."""
-        why = refusal.why
+        why, self._torn = refusal.why, True
         name = self.store.deltas.refuse(self.line, delta, why)
         _log.error("update %s was refused (%s): its records up to %s are not learned from", name, why, self.position)
         bad = self.position
         self.status.refused += 1
         self.status.last_refusal = why
         self.recover()
+        self._torn = True  # until a delta says what is passed over
         self._skip(bad)
         # A delta without cuts says so: a restart passes over these records too, and its guard remembers as this one.
         changes = self.learner.towers.table.take_changes()
         self._send(self._delta(changes, None, refused_levels=refusal.levels))
+        self._torn = False
         for loss in self.guard.refuse(refusal.levels):
             self.status.new_levels += 1
             usual = self.guard.watches[loss].reference.mean
@@ -344,6 +357,8 @@ class OnlineTrainer:
 
     def snapshot(self, wait: bool = False) -> None:
         """Write the whole state at the newest delta, in a thread of its own: learning goes on meanwhile."""
+        if self._torn:
+            self.recover()
         if self._window.cuts:
             raise ValueError("publish first: a snapshot stands at a delta")
         self._writer.write(
