@@ -267,7 +267,8 @@ class OnlineTrainer:
         if not self._window.cuts:
             return False
         # until they are there, whatever fails in between
-        changes = self._unsent = _merged(self._unsent, self.learner.towers.table.take_changes())
+        unsent = [self._unsent] if self._unsent else []
+        changes = self._unsent = Changes.merged([*unsent, self.learner.towers.table.take_changes()])
         dense = self.learner.dense() if time.monotonic() - self._since_dense >= self._every["dense"] else None
         delta = self._delta(changes, dense)
         refusal = self.guard.judge(
@@ -447,12 +448,3 @@ class OnlineTrainer:
     def _show(self) -> None:
         status = self.status
         status.base, status.sequence, status.position = self.place.base, self.place.sequence, self.position
-
-
-def _merged(before: Changes | None, now: Changes) -> Changes:
-    """Changes of two stretches, one after the other."""
-    if before is None:
-        return now
-    touched = np.union1d(np.setdiff1d(before.touched, now.deleted), now.touched)
-    deleted = np.union1d(np.setdiff1d(before.deleted, now.touched), now.deleted)
-    return Changes(touched, deleted)
