@@ -22,7 +22,7 @@ ENOUGH = LEAST[RETRIEVAL]
 
 def judge(guard: Guard, loss: float, count: int = ENOUGH) -> Refusal | None:
     """Judge an update, and tell the guard where it was refused, as the trainer does."""
-    refusal = guard.judge([np.zeros(1, np.float32)], {RETRIEVAL: [(loss, count)]}, None)
+    refusal = guard.judge([np.zeros(1, np.float32)], {RETRIEVAL: [(loss, count)]}, {})
     if refusal is not None:
         guard.refuse(refusal.levels)
     return refusal

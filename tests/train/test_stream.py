@@ -14,7 +14,7 @@ from mainstem import weights
 from mainstem.schema.errors import NotReady, StoreError
 from mainstem.schema.records import Erase, Event
 from mainstem.train import guard as guards
-from mainstem.train import stream
+from mainstem.train import canaries
 from mainstem.train.guard import Guard
 from mainstem.train.retrieval import RetrievalLearner
 from mainstem.weights import Apply, LineReader, Rebase
@@ -194,11 +194,11 @@ def test_a_jump_of_the_loss_is_refused(base: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_slates_that_turn_over_at_once_are_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "CHOICE", 60)
+    monkeypatch.setattr(canaries, "CHOICE", 60)
     world = world_of(base, tmp_path, batch=64)
     online = world.trainer()
     drain(online, publish_every=1, most=3)
-    assert online.guard.slates is not None
+    assert "retrieval" in online.guard.slates
     online.step()
     table = online.learner.towers.table
     for keys, values in list(table.items()):
@@ -206,6 +206,39 @@ def test_slates_that_turn_over_at_once_are_refused(base: Path, tmp_path: Path, m
         table.write(keys, rng.normal(size=values.shape).astype(np.float32))
     assert not online.publish()
     assert online.status.last_refusal.startswith("canary")
+    assert "retrieval" in online.status.last_refusal
+
+
+def test_a_ranking_network_that_turns_over_at_once_is_refused(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path, batch=64)
+    online = world.trainer()
+    drain(online, publish_every=1, most=4)
+    assert "ranking" in online.guard.slates
+    pools, heads = canaries.POOLS, len(world.config.heads)
+    assert online.guard.slates["ranking"].shape == (pools * heads, 5)  # half of ten candidates
+    online.step()
+    good = contents(online)
+    with torch.no_grad():
+        online.learner.ranking.ranker.wide.weight[:, 0] = -100.0  # what was last is first
+    assert not online.publish()
+    assert online.status.last_refusal.startswith("canary")
+    assert "ranking" in online.status.last_refusal
+    now = contents(online)
+    assert not np.array_equal(now["labels"], good["labels"])  # back to the last delta
+    online.step()
+    assert online.publish()  # canary: without the turn it passes
+
+
+def test_an_erasure_chooses_other_canaries(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path, batch=64)
+    online = world.trainer()
+    drain(online, publish_every=1)
+    asked = online._canaries
+    assert "ranking" in online.guard.slates
+    world.log.append([Erase(record_id="x", time=world.rest[-1].time, user="u3")])
+    drain(online, publish_every=1)
+    assert online._canaries is not asked
+    assert online.status.refused == 0
 
 
 def test_an_erased_user_leaves_the_tables_of_trainer_and_server(base: Path, tmp_path: Path) -> None:

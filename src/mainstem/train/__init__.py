@@ -12,6 +12,7 @@ trainer.py       the run over a whole log: time split, checkpoints, early stoppi
 online.py        learns from log records in order, one micro-batch at a time
 stream.py        the trainer beside the server: tails the log, publishes deltas, recovers
 guard.py         what must be true of an update before it is published
+canaries.py      fixed questions whose answers must not turn over at once
 published.py     a learner's whole state as a snapshot, and back
 threads.py       how many threads torch uses in a stage
 """

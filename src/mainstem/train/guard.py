@@ -2,7 +2,7 @@
 
 finite      every number of it is finite
 loss        its mean loss is not far above a running reference
-canary      the slates of some fixed users did not turn over at once
+canary      the slates of some fixed users, and the order of some fixed pools, did not turn over at once
 
 The reference moves with what is accepted, so a loss whose level has shifted for good would be refused for ever. Hence a
 row of refusals that agree among themselves makes a new reference, as the first updates of all made the first one:
@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mainstem.schema.config import OnlineConfig
 from mainstem.schema.ids import Keys
@@ -117,13 +116,13 @@ class Guard:
 
     config: OnlineConfig
     watches: dict[str, Watch] = field(default_factory=lambda: {name: Watch(least) for name, least in LEAST.items()})
-    slates: NDArray[np.uint64] | None = None
+    slates: dict[str, Keys] = field(default_factory=dict)
 
-    def judge(self, arrays: Iterable[Floats], losses: Losses, slates: Keys | None) -> Refusal | None:
+    def judge(self, arrays: Iterable[Floats], losses: Losses, slates: Mapping[str, Keys]) -> Refusal | None:
         """Why this update must not be published, or None, and then it is the new reference.
 
-        arrays: everything that it would publish; losses: of its steps; slates uint64 [c, k]: what the canaries would
-        be shown, None where there are none yet.
+        arrays: everything that it would publish; losses: of its steps; slates uint64 [c, k]: what the canaries of each
+        kind would be shown.
         """
         if not all(bool(np.isfinite(array).all()) for array in arrays):
             return Refusal("finite: it holds values that are not finite")
@@ -132,13 +131,13 @@ class Guard:
                 return Refusal(f"finite: its {name} loss is not finite")
         if (jumped := self._jumped(losses)) is not None:
             return jumped
-        if slates is not None and self.slates is not None:
-            kept = overlap(self.slates, slates)
+        for name, now in slates.items():
+            kept = overlap(self.slates[name], now) if name in self.slates else 1.0
             if kept < self.config.canary_overlap:
-                return Refusal(f"canary: only {kept:.0%} of the canary slates' items are still in them")
+                return Refusal(f"canary: only {kept:.0%} of the {name} canaries' items are still in their slates")
         for name, steps in losses.items():
             self.watches[name].accept(steps)
-        self.slates = slates if slates is not None else self.slates
+        self.slates |= slates
         return None
 
     def _jumped(self, losses: Losses) -> Refusal | None:
@@ -171,7 +170,7 @@ class Guard:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        self.slates = None  # other canaries will be chosen
+        self.slates = {}  # other canaries will be chosen
         for name, watch in self.watches.items():
             mean, variance, updates = state[name]["reference"]
             watch.reference = Reference(float(mean), float(variance), int(updates))

@@ -17,18 +17,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mainstem.schema.config import Config
 from mainstem.schema.errors import Incompatible, NotReady, StoreError
-from mainstem.schema.ids import Keys
 from mainstem.schema.position import START, Position
-from mainstem.schema.protocols import Floats, Log
+from mainstem.schema.protocols import Log
 from mainstem.schema.records import Erase, Erased
 from mainstem.schema.time import parse_duration
+from mainstem.train.canaries import Canaries
 from mainstem.train.guard import Guard, Refusal
-from mainstem.train.interactions import Interactions
 from mainstem.train.online import RANKING, RETRIEVAL, OnlineLearner, Step
 from mainstem.train.published import SnapshotWriter, adopt, state_of
 from mainstem.train.rebuilt import Rebuilt, RebuiltModels
@@ -41,8 +39,6 @@ _log = logging.getLogger(__name__)
 
 # The follower under which the log knows the trainer.
 FOLLOWER = "trainer"
-# Canary slates: users, entities to choose from, length.
-CANARIES, CHOICE, TOP = 32, 2_000, 10
 # Records read at once where only erasures are looked for.
 READ = 50_000
 # Seconds that an idle trainer waits for the log at most.
@@ -113,7 +109,7 @@ class OnlineTrainer:
         }
         self._writer = SnapshotWriter(store, line, self.online.keep)
         self._rebuilt = RebuiltModels(store, line, log, new_learner, fingerprint, self.online)
-        self._canaries: tuple[Interactions, Keys] | None = None
+        self._canaries = Canaries()
         self._unsent: Changes | None = None
         self._torn = False
         """Whether something failed between two states of the learner: only a recovery leads out."""
@@ -148,7 +144,7 @@ class OnlineTrainer:
         self._window, self._unsent = _Window(), None
         self._since_snapshot = time.monotonic()
         self._since_dense = time.monotonic()
-        self._canaries = None
+        self._canaries = Canaries()
         self._rebuilt.go_on_from(snapshot.manifest)
         self._erase_again(snapshot)
         self._relearn()
@@ -194,7 +190,7 @@ class OnlineTrainer:
             if (refused := delta.extras.get("refused_levels")) is not None:
                 self.guard.refuse(refused)
             else:
-                self.guard.judge((), window.losses, None)
+                self.guard.judge((), window.losses, {})
             self.place, self.dense_version, self.position = delta.place, delta.dense_version, delta.position
         if self._forgotten:
             self._forgotten = False
@@ -236,6 +232,8 @@ class OnlineTrainer:
                 self._refused(delta, Refusal(f"finite: {error}"))
                 return len(batch)
             self._torn = False
+            if any(isinstance(record, Erase) for record in batch.records):  # they may be of who is erased (law 10)
+                self._canaries, self.guard.slates = Canaries(), {}
             self.status.only_noted += len(batch) if late else 0
             self.position = batch.next
             self._window.cuts.append((batch.next.offset(), not late))
@@ -271,9 +269,8 @@ class OnlineTrainer:
         changes = self._unsent = Changes.merged([*unsent, self.learner.towers.table.take_changes()])
         dense = self.learner.dense() if time.monotonic() - self._since_dense >= self._every["dense"] else None
         delta = self._delta(changes, dense)
-        refusal = self.guard.judge(
-            [delta.tables[TABLE].values, *(dense or {}).values()], self._window.losses, self._canary_slates()
-        )
+        arrays = [delta.tables[TABLE].values, *(dense or {}).values()]
+        refusal = self.guard.judge(arrays, self._window.losses, self._canaries.slates(self.learner))
         if refusal is not None:
             self._refused(delta, refusal)
             return False
@@ -342,18 +339,6 @@ class OnlineTrainer:
         self._window, self._unsent = _Window(), None
         self.status.published += 1
 
-    def _canary_slates(self) -> Keys | None:
-        """Of fixed users among fixed entities: keys uint64 [c, k]. None while there are too few."""
-        if self._canaries is None:
-            self._canaries, self.guard.slates = self.learner.canaries(CANARIES, CHOICE), None
-        if self._canaries is None:
-            return None
-        users, choice = self._canaries
-        vectors: Floats = self.learner.towers.entity_vectors(choice)
-        scores = self.learner.towers.vectors_before(users) @ vectors.T
-        top = np.argpartition(-scores, min(TOP, len(choice) - 1), axis=1)[:, :TOP]
-        return choice[top]
-
     # ---- snapshots -----------------------------------------------------------------------------------
 
     def snapshot(self, wait: bool = False) -> None:
@@ -387,7 +372,7 @@ class OnlineTrainer:
         """The rebuilt model, now as far as the one in use or further, becomes the line's new base."""
         self._writer.join()
         arrays = [*(values for _, values in rebuilt.learner.towers.table.items()), *rebuilt.learner.dense().values()]
-        refusal = Refusal(rebuilt.spoiled) if rebuilt.spoiled else Guard(self.online).judge(arrays, {}, None)
+        refusal = Refusal(rebuilt.spoiled) if rebuilt.spoiled else Guard(self.online).judge(arrays, {}, {})
         if refusal is not None:
             self._rebuilt.passed = rebuilt.version
             self.status.refused += 1
