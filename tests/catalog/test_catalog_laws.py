@@ -58,7 +58,7 @@ records = st.one_of(entities, entities, patches, patches, deletes, erasures)
 
 
 class Oracle:
-    """All records of an entity are kept and folded afresh, sorted by (time, arrival)."""
+    """All records of an entity since its latest erasure are kept and folded afresh, sorted by (time, arrival)."""
 
     def __init__(self) -> None:
         self.histories: dict[tuple[str, str], list[LogRecord]] = {}
@@ -68,6 +68,8 @@ class Oracle:
         history = self.histories.setdefault(key, [])
         if isinstance(record, EntityPatch) and self.state(*key) is None:
             return
+        if isinstance(record, Erase):
+            history.clear()
         history.append(record)
         if self.state(*key) is None:
             history[:] = [r for r in history if not isinstance(r, EntityPatch)]
