@@ -180,6 +180,28 @@ def test_a_refused_update_is_kept_and_passed_over(base: Path, tmp_path: Path, ca
     assert served(world)[2].place == online.place
 
 
+def test_what_is_passed_over_still_forgets_and_is_still_known(base: Path, tmp_path: Path) -> None:
+    """An erasure among the records of a refused update is an erasure, an entity is in the catalogue."""
+    world = world_of(base, tmp_path)
+    user = np.array([user_key(3)], np.uint64)
+    online = world.trainer()
+    drain(online)
+    online.publish()
+    assert online.learner.towers.table.find(user)[0] >= 0  # canary
+    world.log.append([Erase(record_id="x", time=world.rest[-1].time, user="u3"), *entities(61, first=60)])
+    online.step()
+    with torch.no_grad():
+        online.learner.towers.module.blend.fill_(float("nan"))
+    assert not online.publish()
+    assert online.status.passed_over > 0
+    for each in (online, world.trainer()):
+        assert each.learner.towers.table.find(user).tolist() == [-1]
+        assert user[0] not in each.learner.histories.state()["user"]
+        assert each.learner.catalog.rows(item_keys(61)[60:]).min() >= 0
+        assert each.learner.catalog.position() == each.position
+    assert int(user[0]) not in served(world)[0]
+
+
 def test_a_jump_of_the_loss_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(guards.LEAST, "retrieval", 16)
     world = world_of(base, tmp_path)

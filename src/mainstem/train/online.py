@@ -99,6 +99,13 @@ class OnlineLearner:
         """Only note them: in catalogue, histories, counts and labels."""
         return self._take(batch, learn=False)
 
+    def pass_over(self, batch: LogBatch) -> None:
+        """Take from records that are not learned from what the catalogue needs, and whom to forget."""
+        self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
+        for record in batch.records:
+            if isinstance(record, Erase):
+                self.erase(record)
+
     def _take(self, batch: LogBatch, *, learn: bool) -> Step:
         self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
         served = [record for record in batch.records if isinstance(record, Served)]

@@ -206,10 +206,14 @@ class OnlineTrainer:
         self.position = batch.next
 
     def _skip(self, until: Position) -> None:
-        """Pass over what a refused update had learned."""
-        if self.position.offset() < until.offset():
-            self.status.passed_over += until.offset() - self.position.offset()
-            self.position = until
+        """Pass over what a refused update had learned. What the catalogue and law 10 need of it counts all the same."""
+        while (left := until.offset() - self.position.offset()) > 0:
+            batch = self.log.read(self.position, min(READ, left))
+            if not batch.records:
+                raise NotReady(f"the log ends at {self.position} and was read up to {until}: a part of it is lost")
+            self.learner.pass_over(batch)
+            self.status.passed_over += len(batch)
+            self.position = batch.next
 
     # ---- learning ------------------------------------------------------------------------------------
 
