@@ -41,6 +41,8 @@ __all__ = ["Curriculum", "train"]
 EXTRA_INPUTS = ("two_tower",)
 # Share of the requests that are asked as by a stranger.
 STRANGERS = 0.05
+# Records of the log read at once.
+READ = 50_000
 # The input that says whether the user had the entity before.
 HAD = "user_item_count"
 Progress = Callable[[str, int, int], None]
@@ -108,7 +110,8 @@ class Curriculum:
         erased: dict[int, int] = {}  # user -> offset of the erasure
         seen, end, parts = START, self.position.offset(), list[EventBatch]()
         place, known = self.config.features.place, catalogs.EventEntities.of(self.config)
-        while seen.offset() < end and (batch := log.read(seen, 50_000)).records:
+        # no further than `position`, however the log grows meanwhile: from there on the online trainer learns
+        while (left := end - seen.offset()) > 0 and (batch := log.read(seen, min(READ, left))).records:
             self.catalog.write(known.records(batch.records, self.catalog), batch.next)
             pairs = [(r, o) for r, o in zip(batch.records, batch.offsets, strict=True) if isinstance(r, Event)]
             events = [record for record, _ in pairs]
