@@ -14,6 +14,8 @@ stream.py        the trainer beside the server: tails the log, publishes deltas,
 guard.py         what must be true of an update before it is published
 canaries.py      fixed questions whose answers must not turn over at once
 published.py     a learner's whole state as a snapshot, and back
+catalogs.py      the catalogue as of a snapshot, kept beside it
+rebuilt.py       models rebuilt from the whole history, brought up to date beside the one in use
 threads.py       how many threads torch uses in a stage
 """
 

@@ -153,12 +153,14 @@ class OnlineLearner:
         self.clock.add(found.time)
 
     def catch_up(self, log: Log, until: Position) -> None:
-        """Bring the catalogue, which no snapshot holds, to where the log stood at `until`. Raises StoreError."""
-        seen = self.catalog.position()
+        """Bring the catalogue from where it stands to where the log stood at `until`. Raises StoreError."""
+        seen, end = self.catalog.position(), log.end()
+        if end.offset() < until.offset():
+            raise StoreError(f"the log ends at {end}, the snapshot has seen it up to {until}: it is another log")
         while seen.offset() < until.offset():
             batch = log.read(seen, min(CHUNK, until.offset() - seen.offset()))
             if not batch.records:
-                raise StoreError(f"the log ends at {seen}, the snapshot has seen it up to {until}: it is another log")
+                raise StoreError(f"the log ends at {seen}, a part of it up to {until} is lost")
             self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
             seen = batch.next
 

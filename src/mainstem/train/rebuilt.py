@@ -118,7 +118,7 @@ class RebuiltModels:
             rebuilt.spoiled = "it is of another configuration"
             return rebuilt
         try:
-            adopt(snapshot, rebuilt.learner, Guard(self.online), self.log)
+            adopt(snapshot, rebuilt.learner, Guard(self.online), self.log, self.store.catalogs)
         except StoreError as error:
             if isinstance(error.__cause__, OSError):
                 raise  # the log may be back later

@@ -107,7 +107,7 @@ class OnlineTrainer:
                 ("snapshot", self.online.snapshot_every),
             )
         }
-        self._writer = SnapshotWriter(store, line, self.online.keep)
+        self._writer = SnapshotWriter(store, line, config)
         self._rebuilt = RebuiltModels(store, line, log, new_learner, fingerprint, self.online)
         self._canaries = Canaries()
         self._unsent: Changes | None = None
@@ -135,7 +135,9 @@ class OnlineTrainer:
                 "run `mainstem train`"
             )
         try:
-            self.learner, self.guard = adopt(snapshot, self.new_learner(), Guard(self.online), self.log)
+            self.learner, self.guard = adopt(
+                snapshot, self.new_learner(), Guard(self.online), self.log, self.store.catalogs
+            )
         except Incompatible as error:
             raise NotReady(str(error)) from error
         self._torn = True  # until it has learned again what was published

@@ -34,7 +34,7 @@ from mainstem.train.guard import Guard
 from mainstem.train.interactions import Positives
 from mainstem.train.networks import new_ranker, new_towers
 from mainstem.train.online import OnlineLearner
-from mainstem.train.published import state_of
+from mainstem.train.published import save_state, state_of
 from mainstem.train.ranking import RankingFit, fit_ranker
 from mainstem.train.ranking_online import RankingLearner
 from mainstem.train.retrieval import RetrievalTrainer
@@ -168,7 +168,7 @@ class Trainer:
                 **self.extras,
             },
         )
-        version = self.snapshots.save(self.line, state.dense, {TABLE: state.table}, meta, state.training)
+        version = save_state(self.snapshots, self.line, state, meta, self.config)
         self.snapshots.keep(self.line, self.config.train.online.keep)
         return version
 

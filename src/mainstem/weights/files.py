@@ -27,7 +27,7 @@ import msgspec
 
 from mainstem.schema.errors import ConfigError, MissingExtra, StoreError
 
-__all__ = ["TEMPORARY", "FileSum", "Files", "FsspecFiles", "LocalFiles", "Part", "open_files"]
+__all__ = ["TEMPORARY", "FileSum", "Files", "FsspecFiles", "LocalFiles", "Part", "open_files", "summed"]
 
 Part = bytes | bytearray | memoryview
 _Result = TypeVar("_Result")
@@ -243,7 +243,7 @@ class FsspecFiles:
         def read(fs: Any) -> FileSum:
             size = int(fs.info(path)["size"])
             pieces = (fs.cat_file(path, start=at, end=min(at + _CHUNK, size)) for at in range(0, size, _CHUNK))
-            return _pour(pieces, lambda piece: None)
+            return summed(pieces)
 
         return self._call(name, read)
 
@@ -329,6 +329,11 @@ def _open_remote(url: str, scheme: str) -> FsspecFiles:
     if not files.root:
         raise ConfigError(f"storage.weights: {scheme}:// needs a path, as in {scheme}://place/weights")
     return files
+
+
+def summed(parts: Iterable[Part]) -> FileSum:
+    """What a file of these parts would hold."""
+    return _pour(parts, lambda part: None)
 
 
 def _pour(parts: Iterable[Part], write: Callable[[Part], object]) -> FileSum:
