@@ -20,18 +20,19 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mainstem.schema.config import Config
-from mainstem.schema.errors import Incompatible, NotReady, StoreError
+from mainstem.schema.errors import StoreError
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import Log
-from mainstem.schema.records import Erase, Erased
+from mainstem.schema.records import Erase
 from mainstem.schema.time import parse_duration
 from mainstem.train.canaries import Canaries
 from mainstem.train.guard import Guard, Refusal
 from mainstem.train.online import RANKING, RETRIEVAL, OnlineLearner, Step
-from mainstem.train.published import SnapshotWriter, adopt, state_of
+from mainstem.train.published import SnapshotWriter, state_of
 from mainstem.train.rebuilt import Rebuilt, RebuiltModels
+from mainstem.train.recovery import Recovery, pass_over
 from mainstem.train.towers import TABLE
-from mainstem.weights import Changes, Delta, Snapshot, Snapshots, Superseded, TableDelta
+from mainstem.weights import Changes, Delta, Snapshots, Superseded, TableDelta
 
 __all__ = ["OnlineTrainer", "Status"]
 
@@ -39,8 +40,6 @@ _log = logging.getLogger(__name__)
 
 # The follower under which the log knows the trainer.
 FOLLOWER = "trainer"
-# Records read at once where only erasures are looked for.
-READ = 50_000
 # Seconds that an idle trainer waits for the log at most.
 IDLE = 0.2
 # Seconds between attempts after a failure: at first, and at most.
@@ -108,114 +107,32 @@ class OnlineTrainer:
             )
         }
         self._writer = SnapshotWriter(store, line, config)
+        self._recovery = Recovery(log, store, line, new_learner, fingerprint, self.online, self._count)
         self._rebuilt = RebuiltModels(store, line, log, new_learner, fingerprint, self.online)
         self._canaries = Canaries()
         self._unsent: Changes | None = None
         self._torn = False
         """Whether something failed between two states of the learner: only a recovery leads out."""
-        self._forgotten = False
-        """Whether the log has lost records, by an erasure, of those that are learned again."""
         log.follow(FOLLOWER)
         self.recover()
 
-    # ---- where to go on ------------------------------------------------------------------------------
-
     def recover(self) -> None:
-        """Newest good snapshot, then the log again from its position, cut as it was cut."""
+        """Go on from where the line stands (see `Recovery`). But where the log has forgotten somebody since, serving may
+        hold rows that are not learned again: then from a new base."""
         self._writer.join()
-        found = self.store.latest(self.line)
-        for version, why in found.skipped.items():
-            _log.error("snapshot %s is set aside: %s", version, why)
-        if found.version is None:
-            raise NotReady("no trained model to go on from: run `mainstem train` first")
-        snapshot = self.store.load(self.line, found.version, training=True)
-        if snapshot.manifest.fingerprint != self.fingerprint:
-            raise NotReady(
-                f"{found.version} was trained with other features, heads, entity types or sizes than configured now: "
-                "run `mainstem train`"
-            )
-        try:
-            self.learner, self.guard = adopt(
-                snapshot, self.new_learner(), Guard(self.online), self.log, self.store.catalogs
-            )
-        except Incompatible as error:
-            raise NotReady(str(error)) from error
-        self._torn = True  # until it has learned again what was published
-        self.place, self.dense_version = snapshot.place, snapshot.manifest.dense_version
-        self.position = snapshot.position
-        self._window, self._unsent = _Window(), None
+        self._torn = True
+        at = self._recovery.run()
+        self.learner, self.guard = at.learner, at.guard
+        self.place, self.dense_version, self.position = at.place, at.dense_version, at.position
+        self._window, self._unsent, self._canaries = _Window(), None, Canaries()
         self._since_snapshot = time.monotonic()
-        self._since_dense = time.monotonic()
-        self._canaries = Canaries()
-        self._rebuilt.go_on_from(snapshot.manifest)
-        self._erase_again(snapshot)
-        self._relearn()
+        # the networks may be newer than those that serving has
+        self._since_dense = float("-inf") if self.place.sequence else time.monotonic()
+        self._rebuilt.go_on_from(at.manifest)
         self._torn = False
-        if self.place.sequence:
-            self._since_dense = float("-inf")  # the networks may be newer than those that serving has
-        self._note()
-
-    def _erase_again(self, snapshot: Snapshot) -> None:
-        """A rolled back version knows nothing of later erasures, and its position may lie behind them (law 10)."""
-        rolled_back = snapshot.manifest.extras.get("rolled_back")
-        if rolled_back is None:
-            return
-        seen = self._learned_until(rolled_back["to"])
-        while seen.offset() < self.position.offset():
-            batch = self.log.read(seen, min(READ, self.position.offset() - seen.offset()))
-            for record in batch.records:
-                if isinstance(record, Erase):
-                    self.learner.erase(record)
-            seen = batch.next
-
-    def _learned_until(self, version: str) -> Position:
-        """Up to where the rows of a version have learned: of a rollback, where those that it copied had."""
-        try:
-            manifest = self.store.manifest(self.line, version)
-        except (NotReady, StoreError):  # no longer kept: from the beginning
-            return START
-        before = manifest.extras.get("rolled_back")
-        return Position.parse(manifest.position) if before is None else self._learned_until(before["to"])
-
-    def _relearn(self) -> None:
-        """Learn again what deltas after the snapshot had learned; they stay as they are. But where the log has
-        forgotten somebody since, serving may hold rows that are not learned again: it goes on from a new base."""
-        base = self.place.base
-        after = [n for n in self.store.deltas.sequences(self.line, base) if n > self.place.sequence]
-        for sequence in after:
-            delta = self.store.deltas.load(self.line, base, sequence)
-            window = _Window()
-            for cut, learned in delta.extras.get("cuts", []):
-                self._advance(int(cut), window, learn=bool(learned))
-            self._skip(delta.position)
-            # so that its memory is what it was
-            if (refused := delta.extras.get("refused_levels")) is not None:
-                self.guard.refuse(refused)
-            else:
-                self.guard.judge((), window.losses, {})
-            self.place, self.dense_version, self.position = delta.place, delta.dense_version, delta.position
-        if self._forgotten:
-            self._forgotten = False
+        if at.forgotten:
             self._new_base(self.learner, self.position)
-
-    def _advance(self, until: int, window: _Window, *, learn: bool) -> None:
-        """One micro-batch that ends at the offset `until`."""
-        batch = self.log.read(self.position, until - self.position.offset())
-        if batch.next.offset() != until:
-            raise NotReady(f"the log ends at {batch.next} and was learned from up to {until}: a part of it is lost")
-        self._forgotten |= any(isinstance(record, Erased) for record in batch.records)
-        self._account(self.learner.learn(batch) if learn else self.learner.fold(batch), window)
-        self.position = batch.next
-
-    def _skip(self, until: Position) -> None:
-        """Pass over what a refused update had learned. What the catalogue and law 10 need of it counts all the same."""
-        while (left := until.offset() - self.position.offset()) > 0:
-            batch = self.log.read(self.position, min(READ, left))
-            if not batch.records:
-                raise NotReady(f"the log ends at {self.position} and was read up to {until}: a part of it is lost")
-            self.learner.pass_over(batch)
-            self.status.passed_over += len(batch)
-            self.position = batch.next
+        self._note()
 
     # ---- learning ------------------------------------------------------------------------------------
 
@@ -243,21 +160,21 @@ class OnlineTrainer:
             self.status.only_noted += len(batch) if late else 0
             self.position = batch.next
             self._window.cuts.append((batch.next.offset(), not late))
-            self._account(step, self._window)
+            self._count(step)
+            for name, of in step.losses.items():
+                self._window.losses[name].append(of)
             self.status.lag = max(end - self.position.offset(), 0)
         if (rebuilt := self._rebuilt.caught_up(self.position)) is not None:
             self._switch(rebuilt)
         return len(batch)
 
-    def _account(self, step: Step, window: _Window) -> None:
+    def _count(self, step: Step) -> None:
         self.status.records += step.records
         self.status.positives += step.positives
         self.status.slates += step.losses[RANKING][1]
         loss, count = step.losses[RETRIEVAL]
         if count and loss == loss:
             self.status.loss = loss
-        for name, of in step.losses.items():
-            window.losses[name].append(of)
 
     # ---- publishing ----------------------------------------------------------------------------------
 
@@ -328,7 +245,8 @@ class OnlineTrainer:
         self.status.last_refusal = why
         self.recover()
         self._torn = True  # until a delta says what is passed over
-        self._skip(bad)
+        self.status.passed_over += pass_over(self.learner, self.log, self.position, bad)
+        self.position = bad
         # A delta without cuts says so: a restart passes over these records too, and its guard remembers as this one.
         changes = self.learner.towers.table.take_changes()
         self._send(self._delta(changes, None, refused_levels=refusal.levels))
