@@ -79,9 +79,9 @@ def learner_of(config: Config, catalog: MemoryCatalog, inputs: Sequence[str]) ->
 class Learning:
     """Keeps the model line learning until `stop`: trains it first where there is none, then goes on online.
 
-    While another process or thread trains the line (`mainstem train` that began when no online trainer ran, or an online
-    trainer), it waits and says which in `waiting`; then it goes on from what that left. `trainer` is None until there is
-    a first model.
+    While another process or thread trains the line (a `mainstem train` begun when no online trainer ran, or an online
+    trainer), it waits and says which in `waiting`; then it goes on from what that left. `trainer` is None until there
+    is a first model.
     """
 
     def __init__(self, config: Config, base: Path, progress: Progress = silent) -> None:

@@ -13,8 +13,8 @@ from stream_world import TABLE, World, assert_equal, contents, drain, entities, 
 from mainstem import weights
 from mainstem.schema.errors import NotReady, StoreError
 from mainstem.schema.records import Erase, Event
-from mainstem.train import guard as guards
 from mainstem.train import canaries
+from mainstem.train import guard as guards
 from mainstem.train.guard import Guard
 from mainstem.train.retrieval import RetrievalLearner
 from mainstem.weights import Apply, LineReader, Rebase

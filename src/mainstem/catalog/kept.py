@@ -1,8 +1,8 @@
 """A whole catalogue as plain arrays, to be kept beside what was learned with it, and back.
 
-    keys       uint64 [n]   in the order in which they were first heard of
-    sizes      uint32 [n]   bytes of each key's revision
-    revisions  uint8 [sum(sizes)]   MessagePack (`revisions.py`), one after the other; also of what was deleted
+keys       uint64 [n]   in the order in which they were first heard of
+sizes      uint32 [n]   bytes of each key's revision
+revisions  uint8 [sum(sizes)]   MessagePack (`revisions.py`), one after the other; also of what was deleted
 """
 
 from __future__ import annotations

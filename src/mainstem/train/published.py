@@ -70,7 +70,9 @@ def adopt(
         learner.load(state["learner"])
         guard.load(state["guard"])
     except KeyError as error:
-        raise Incompatible(f"{name} lacks {error}, which an older release did not write: run `mainstem train`") from error
+        raise Incompatible(
+            f"{name} lacks {error}, which an older release did not write: run `mainstem train`"
+        ) from error
     of_its_own = ("state", "rolled_back", "catalog")
     extras = {name: value for name, value in snapshot.manifest.extras.items() if name not in of_its_own}
     metrics = {name: value for name, value in snapshot.manifest.metrics.items() if value is not None}

@@ -1,8 +1,8 @@
 """Where a trainer of a model line goes on: its newest good snapshot, then the log again as the deltas say it was cut.
 
-    snapshot      the learner's whole state at a delta, with the guard's memory and the catalogue
-    rolled back   erasures since its rows were learned, once more (law 10)
-    deltas        the micro-batches after it; what a refused update had learned is passed over
+snapshot      the learner's whole state at a delta, with the guard's memory and the catalogue
+rolled back   erasures since its rows were learned, once more (law 10)
+deltas        the micro-batches after it; what a refused update had learned is passed over
 """
 
 from __future__ import annotations

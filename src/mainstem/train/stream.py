@@ -117,7 +117,7 @@ class OnlineTrainer:
         self.recover()
 
     def recover(self) -> None:
-        """Go on from where the line stands (see `Recovery`). But where the log has forgotten somebody since, serving may
+        """Go on from where the line stands (see `Recovery`). Where the log has forgotten somebody since, serving may
         hold rows that are not learned again: then from a new base."""
         self._writer.join()
         self._torn = True

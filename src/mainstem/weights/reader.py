@@ -1,7 +1,7 @@
 """Who reads a table's rows: over the newest view of it, in as many parts as pay, again where a writer was faster.
 
-The loops are in `reading`. They say how far they came; a reader waits for a writer in the middle of a row, and looks anew
-where the table has grown meanwhile.
+The loops are in `reading`. They say how far they came; a reader waits for a writer in the middle of a row, and looks
+anew where the table has grown meanwhile.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ _SPINS = 20_000
 
 Places = NDArray[np.int64]
 
+
 @compiled
 def _version(home: Int) -> Int:
     """Of the keys at home in this bucket; negative while one of them is written."""
