@@ -122,7 +122,7 @@ class OnlineLearner:
         if self.labelling is None:
             return float("nan"), 0
         revisions, closed = self.labelling.take(served, events)
-        if not learn:
+        if not learn or not self.ranking.rate:
             return float("nan"), 0
         loss = self.ranking.step(revisions)
         self.ranking.level(closed)

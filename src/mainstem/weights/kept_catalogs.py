@@ -59,11 +59,16 @@ class KeptCatalogs:
         self.files = files
 
     def put(self, line: str, contents: Arrays) -> FileSum:
-        """Write one, durable on return, unless the line has it already."""
+        """Write one, durable on return, unless the line has it already. Raises StoreError where it cannot be written."""
         found = summed(arrays.encode(contents))
         name = _name(line, found.sha256)
-        if not self.files.exists(name):
-            self.files.put(name, arrays.encode(contents))
+        try:
+            if not self.files.exists(name):
+                self.files.put(name, arrays.encode(contents))
+        except FileExistsError:  # written by another at this moment: it is the same
+            return found
+        except OSError as error:
+            raise StoreError(f"catalog of {line!r} cannot be written: {error.strerror or error}") from error
         return found
 
     def load(self, line: str, kept: KeptCatalog) -> dict[str, NDArray[Any]]:
