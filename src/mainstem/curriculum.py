@@ -34,11 +34,14 @@ from mainstem.schema.records import Context, Erase, Event, Served, SlateRequest
 from mainstem.schema.time import parse_duration
 from mainstem.train import Towers, Trainer, TrainingReport
 from mainstem.train.canvases import WITHHELD
+from mainstem.train.rebuilt import BEGUN_ON
 
 __all__ = ["Curriculum", "train"]
 
 # Share of the requests that are asked as by a stranger.
 STRANGERS = 0.05
+# Records of the log read at once.
+READ = 50_000
 # The input that says whether the user had the entity before.
 HAD = "user_item_count"
 Progress = Callable[[str, int, int], None]
@@ -50,9 +53,10 @@ def train(
     """Learn from the log as it is now and publish a snapshot of `line`.
 
     Where an online trainer keeps the line (and the caller is not it, `owner`), the snapshot goes to `LINE-rebuilt`: the
-    trainer brings it up to date and switches.
+    trainer brings it up to date and switches, unless somebody rolls back meanwhile.
     """
     store = weights.open(storage_urls(config, base).weights)
+    begun_on = max(store.versions(line), default="")
     with ExitStack() as held:
         if not owner:
             try:
@@ -60,7 +64,7 @@ def train(
             except StoreError:
                 line = f"{line}-rebuilt"
         source = held.enter_context(closing(Curriculum(config, log, progress)))
-        return Trainer(config, source.catalog, store, line).run(source, progress)
+        return Trainer(config, source.catalog, store, line, {BEGUN_ON: begun_on}).run(source, progress)
 
 
 class Curriculum:
@@ -105,7 +109,8 @@ class Curriculum:
         erased: dict[int, int] = {}  # user -> offset of the erasure
         seen, end, parts = START, self.position.offset(), list[EventBatch]()
         place, known = self.config.features.place, catalogs.EventEntities.of(self.config)
-        while seen.offset() < end and (batch := log.read(seen, 50_000)).records:
+        # no further than `position`, however the log grows meanwhile: from there on the online trainer learns
+        while (left := end - seen.offset()) > 0 and (batch := log.read(seen, min(READ, left))).records:
             self.catalog.write(known.records(batch.records, self.catalog), batch.next)
             pairs = [(r, o) for r, o in zip(batch.records, batch.offsets, strict=True) if isinstance(r, Event)]
             events = [record for record, _ in pairs]

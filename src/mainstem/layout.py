@@ -38,6 +38,7 @@ SURFACE = (
     "evaluation",
     "demo",
     "cli_weights",
+    "cli_online",
     "cli",
     "__main__",
 )

@@ -71,6 +71,13 @@ class LmdbCatalog(MemoryCatalog):
             blob = txn.get(_KEY.pack(key), db=self._entities)
             return None if blob is None else decode_revision(blob)
 
+    def revisions(self) -> dict[int, bytes]:
+        with self._env.begin() as txn:
+            return {_KEY.unpack(packed)[0]: blob for packed, blob in txn.cursor(self._entities)}
+
+    def load(self, revisions: Mapping[int, bytes], position: Position) -> None:
+        raise StoreError("a catalogue on disk keeps its own entities: they cannot be replaced")
+
     def _commit(self, changed: Mapping[int, Revision], position: Position) -> None:
         if self.readonly:
             raise StoreError("this catalogue was opened for reading only")

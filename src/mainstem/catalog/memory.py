@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,7 @@ from mainstem.catalog.columns import CategoryColumn, Column, Mask, NumberColumn,
 from mainstem.catalog.lookup import RowTable
 from mainstem.catalog.revisions import Revision, apply, decode_revision, encode_revision, same_content
 from mainstem.schema.config import EntityTypeConfig
+from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import NO_KEY, Keys, key64
 from mainstem.schema.position import START, Position
 from mainstem.schema.records import Attribute, Entity, EntityDelete, EntityPatch, Erase, LogRecord
@@ -19,6 +22,7 @@ from mainstem.schema.records import Attribute, Entity, EntityDelete, EntityPatch
 __all__ = ["MemoryCatalog"]
 
 _FOREVER = np.iinfo(np.int64)
+_CHUNK = 50_000
 
 
 class MemoryCatalog:
@@ -34,6 +38,10 @@ class MemoryCatalog:
         """Patches that met no entity since this object was made."""
         self._types = dict(entities)
         self._writing = threading.Lock()
+        self._clear()
+        self._table.find(np.zeros(0, np.uint64), self._keys)  # compiles here, not in the first request
+
+    def _clear(self) -> None:
         self._position = START
         self._blobs: dict[int, bytes] = {}
         self._table = RowTable()
@@ -56,7 +64,6 @@ class MemoryCatalog:
                     self._numbers.setdefault(attribute, NumberColumn(self._capacity))
                 elif form == "tags":
                     self._tags.setdefault(attribute, TagsColumn(self._capacity))
-        self._table.find(np.zeros(0, np.uint64), self._keys)  # compiles here, not in the first request
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -100,6 +107,27 @@ class MemoryCatalog:
     def _commit(self, changed: Mapping[int, Revision], position: Position) -> None:
         """Keep the revisions; a durable catalogue does it on disk, with the position, in one transaction."""
         self._blobs.update((key, encode_revision(revision)) for key, revision in changed.items())
+
+    def revisions(self) -> dict[int, bytes]:
+        """All that is kept of every key, also of those that were deleted, for `load`. Of the writing thread alone."""
+        return dict(self._blobs)
+
+    def load(self, revisions: Mapping[int, bytes], position: Position) -> None:
+        """Take up what `revisions` of a catalogue at `position` gave, instead of what is here.
+
+        Raises StoreError, and then knows nothing, where one of them cannot be read. In memory only.
+        """
+        with self._writing:
+            self._clear()
+            self._blobs = dict(revisions)
+            pairs = iter(self._blobs.items())
+            try:
+                while chunk := list(islice(pairs, _CHUNK)):
+                    self._publish({key: decode_revision(blob) for key, blob in chunk})
+            except msgspec.MsgspecError as error:
+                self._clear()
+                raise StoreError(f"a kept entity cannot be read: {error}") from error
+            self._position = position
 
     def _publish(self, changed: Mapping[int, Revision]) -> None:
         """Make the revisions visible to readers: cells first, then keys."""

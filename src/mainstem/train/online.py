@@ -99,6 +99,13 @@ class OnlineLearner:
         """Only note them: in catalogue, histories, counts and labels."""
         return self._take(batch, learn=False)
 
+    def pass_over(self, batch: LogBatch) -> None:
+        """Take from records that are not learned from what the catalogue needs, and whom to forget."""
+        self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
+        for record in batch.records:
+            if isinstance(record, Erase):
+                self.erase(record)
+
     def _take(self, batch: LogBatch, *, learn: bool) -> Step:
         self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
         served = [record for record in batch.records if isinstance(record, Served)]
@@ -107,14 +114,15 @@ class OnlineLearner:
     def take(
         self, events: EventBatch, served: Sequence[Served] = (), *, learn: bool = True
     ) -> dict[str, tuple[float, int]]:
-        """One micro-batch, its events in columns: its losses (see `Step`)."""
+        """One micro-batch, its events in columns: its losses (see `Step`). Where it raises, a part of it may be learned
+        already (the ranking network goes first): `load` leads back."""
         return {RANKING: self._rank(events, served, learn), RETRIEVAL: self._retrieve(events, learn)}
 
     def _rank(self, events: EventBatch, served: Sequence[Served], learn: bool) -> tuple[float, int]:
         if self.labelling is None:
             return float("nan"), 0
         revisions, closed = self.labelling.take(served, events)
-        if not learn:
+        if not learn or not self.ranking.rate:
             return float("nan"), 0
         loss = self.ranking.step(revisions)
         self.ranking.level(closed)
@@ -145,12 +153,14 @@ class OnlineLearner:
         self.clock.add(found.time)
 
     def catch_up(self, log: Log, until: Position) -> None:
-        """Bring the catalogue, which no snapshot holds, to where the log stood at `until`. Raises StoreError."""
-        seen = self.catalog.position()
+        """Bring the catalogue from where it stands to where the log stood at `until`. Raises StoreError."""
+        seen, end = self.catalog.position(), log.end()
+        if end.offset() < until.offset():
+            raise StoreError(f"the log ends at {end}, the snapshot has seen it up to {until}: it is another log")
         while seen.offset() < until.offset():
             batch = log.read(seen, min(CHUNK, until.offset() - seen.offset()))
             if not batch.records:
-                raise StoreError(f"the log ends at {seen}, the snapshot has seen it up to {until}: it is another log")
+                raise StoreError(f"the log ends at {seen}, a part of it up to {until} is lost")
             self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
             seen = batch.next
 

@@ -14,7 +14,7 @@ tenths, validation from the last tenth.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ from mainstem.train.guard import Guard
 from mainstem.train.interactions import Positives
 from mainstem.train.networks import new_ranker, new_towers
 from mainstem.train.online import OnlineLearner
-from mainstem.train.published import state_of
+from mainstem.train.published import save_state, state_of
 from mainstem.train.ranking import RankingFit, fit_ranker
 from mainstem.train.ranking_online import RankingLearner
 from mainstem.train.retrieval import RetrievalTrainer
@@ -86,10 +86,14 @@ Progress = Callable[[str, int, int], None]
 
 
 class Trainer:
-    """Runs training of one model line and publishes its snapshots."""
+    """Runs training of one model line and publishes its snapshots. extras: what these say besides."""
 
-    def __init__(self, config: Config, catalog: MemoryCatalog, snapshots: Snapshots, line: str = "main") -> None:
+    def __init__(
+        self, config: Config, catalog: MemoryCatalog, snapshots: Snapshots, line: str = "main",
+        extras: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.catalog, self.snapshots, self.line = config, catalog, snapshots, line
+        self.extras = dict(extras or {})
 
     def run(self, source: ExampleSource, progress: Progress = lambda stage, done, total: None) -> TrainingReport:
         """Train on what `source` has and publish. Raises NotReady where there is too little to learn from."""
@@ -163,9 +167,10 @@ class Trainer:
                 "attributes": list(retrieval.towers.attributes),
                 "heads": list(self.config.heads),
                 "state": state.tree,
+                **self.extras,
             },
         )
-        version = self.snapshots.save(self.line, state.dense, {TABLE: state.table}, meta, state.training)
+        version = save_state(self.snapshots, self.line, state, meta, self.config)
         self.snapshots.keep(self.line, self.config.train.online.keep)
         return version
 
