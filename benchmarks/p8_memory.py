@@ -48,7 +48,7 @@ LEAST = 500  # users and items of a state that says what a process takes whateve
 SETTINGS: dict[str, Any] = {
     "entities": {"item": {"attributes": {"category": "category", "price": "number"}, "text": ["category"]}},
 }
-TABLES = {"users": ("user", "user_item", "history", "hidden"), "items": ("item", "neighbours", "value", "place")}
+TABLES = {"users": ("users", "hidden"), "items": ("item", "neighbours", "value", "place")}
 
 
 def resident() -> dict[str, int]:
@@ -92,7 +92,8 @@ class World:
         item = np.minimum(np.exp(rng.random(len(user)) * np.log(items + 1)).astype(np.int64), items) - 1
         order = np.argsort(time, kind="stable")
         self.user, self.item, self.time = user[order], item[order], time[order]
-        self.session = session[order].astype(np.uint64) + np.uint64(1)
+        # as wide as the hashed names that real ones are: small numbers would be compressed away
+        self.session = rng.integers(1, 2**63, session[-1] + 1, np.uint64)[session[order]]
         self.users, self.items = users, items
 
     def batches(self, size: int = BATCH) -> Iterator[Any]:
@@ -211,16 +212,16 @@ def worker(world: World, folder: Path) -> dict[str, Any]:
 def trainer(world: World, folder: Path) -> dict[str, Any]:
     """What the online learner holds."""
     from mainstem import catalog as catalogs
+    from mainstem.learning import definition, learner_of
     from mainstem.schema.position import START
-    from mainstem.train import OnlineLearner, new_towers
 
     config = config_of(folder)
     catalog = catalogs.open("memory://", entities=config.entities)
     entities = world.entities()
     while some := list(islice(entities, BATCH)):
         catalog.write(some, START)
-    towers = new_towers(config, catalog)
-    learner = OnlineLearner(config, towers, catalog)
+    learner = learner_of(config, catalog, definition(config)[1])
+    towers = learner.towers
     fill(towers, world)
     for batch in world.batches():
         learner.prime(batch)

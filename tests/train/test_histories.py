@@ -1,19 +1,22 @@
 """Online histories agree with those of the whole log; checkpoints change nothing; a forgotten user is gone."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_histories import PlainHistories
 
 from mainstem.join.sessions import GAP, session_starts
 from mainstem.schema.batch import EventBatch
+from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import key64
 from mainstem.schema.records import Event
 from mainstem.schema.time import DAY
 from mainstem.train import histories
-from mainstem.train.histories import Histories
+from mainstem.train.histories import BLOCK, SIZE, USER, Histories
 from mainstem.train.interactions import HISTORY, Interactions, Positives, of_interest
 
 T0 = 1_500_000_000_000
@@ -110,26 +113,110 @@ def test_a_checkpoint_in_between_changes_nothing(rows: list[tuple[str, int, bool
     copy.load(keeper.state())
     assert len(copy) == len(keeper)
     assert_same(online(second, 7, copy), online(second, 7, keeper))
-    for name, array in keeper.state().items():
-        np.testing.assert_array_equal(array, copy.state()[name], err_msg=name)
+    assert_same_state(keeper.state(), copy.state())
+
+
+wild = st.lists(
+    st.tuples(
+        st.lists(
+            st.tuples(st.integers(1, 4), st.integers(0, 3), st.sampled_from([0, 1, GAP, GAP + 1, -5, -DAY, DAY])),
+            min_size=1, max_size=60,
+        ),
+        st.sampled_from(["fold", "before", "checkpoint"]), st.sets(st.integers(1, 4), max_size=2),
+    ),
+    min_size=1, max_size=5,
+)  # fmt: skip
+"""Batches of (user, session, ms since the last event): late events and sessions that interrupt each other among them;
+how each is taken, and who is forgotten after it."""
+
+
+def wild_batch(rows: list[tuple[int, int, int]], first: int, time: int) -> tuple[EventBatch, np.ndarray]:
+    user, session, passed = (np.array(column, np.int64) for column in zip(*rows, strict=True))
+    n = len(rows)
+    interest = np.random.default_rng(first).random(n).astype(np.float32)
+    return EventBatch(
+        time=time + np.cumsum(passed), user=user.astype(np.uint64), session=session.astype(np.uint64),
+        entity=np.arange(first + 1, first + 1 + n).astype(np.uint64), kind=np.zeros(n, np.int16), value=np.ones(n),
+        place=np.zeros(n, np.uint64), offset=np.full(n, -1), kinds=("purchase",),
+    ), interest  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(wild)
+def test_whatever_comes_it_is_what_plain_lists_say(turns: list[Any]) -> None:
+    keeper, plain, first, time = Histories(), PlainHistories(GAP), 0, T0
+    for rows, how, forgotten in turns:
+        batch, interest = wild_batch(rows, first, time)
+        first, time = first + len(batch), int(batch.time[-1])
+        expected = plain.before(batch, interest)
+        if how == "fold":
+            keeper.fold(batch, interest)
+        else:
+            assert_same(keeper.before(batch, interest), expected)
+        if how == "checkpoint":
+            copy = Histories()
+            copy.load(keeper.state())
+            keeper = copy
+        keeper.forget(np.array(sorted(forgotten), np.uint64))
+        plain.forget(sorted(forgotten))
+        assert len(keeper) == len(plain.users)
+        old = Histories()
+        old.load(plain.rings())
+        assert_same_state(old.state(), keeper.state())
+
+
+def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    for name, array in a.items():
+        np.testing.assert_array_equal(array, b[name], err_msg=name)
+        assert array.dtype == b[name].dtype, name
+
+
+def test_a_checkpoint_with_rings_goes_on_as_if_nothing_had_been() -> None:
+    """Rings that have gone round, at every place of the block."""
+    rows = [("uvwx"[i % 4], 1000 * (i % 7), i % 3 == 0, "purchase") for i in range(700)]
+    events = stream_of(rows, named=True)
+    found, weight = of_interest(events, INTEREST)
+    for cut in (10, 333, 334, 335, 690):
+        keeper, plain, old = Histories(), PlainHistories(GAP), Histories()
+        for one in (keeper.before, plain.before):
+            one(found.take(slice(0, cut)), weight[:cut])
+        old.load(plain.rings())
+        rest = found.take(slice(cut, None)), weight[cut:]
+        assert_same(old.before(*rest), keeper.before(*rest))
+        assert_same_state(old.state(), keeper.state())
+
+
+@pytest.mark.parametrize("name", ["past", "waiting", "entity"])
+def test_a_checkpoint_that_does_not_fit_is_refused(name: str) -> None:
+    keeper = Histories()
+    online(stream_of([("u", GAP + 1, True, "purchase")] * 9, named=True), 2, keeper)
+    state = keeper.state()
+    state[name] = state[name] + 1 if name != "entity" else state[name][:-1]
+    with pytest.raises(StoreError, match="do not fit"):
+        Histories().load(state)
+    rings = PlainHistories(GAP).rings()
+    rings["ring_entity"] = rings["ring_entity"][:, :-1]
+    with pytest.raises(StoreError, match="do not fit"):
+        Histories().load(rings)
 
 
 def test_who_is_forgotten_has_no_past_and_nothing_of_it_is_kept() -> None:
     keeper = Histories()
-    events = stream_of([("uvw"[i % 3], 1000, i % 5 == 0, "purchase") for i in range(60)], named=True)
+    events = stream_of([("uvw"[i % 3], 1000, i % 5 == 0, "purchase") for i in range(600)], named=True)
     online(events, 16, keeper)
     user = np.array([key64("user", "u")], np.uint64)
     gone = set(events.entity[events.user == user[0]].tolist())
+    assert gone & set(keeper._blocks.ravel().tolist())
     keeper.forget(user)
-    state = keeper.state()
     assert len(keeper) == 2
-    assert not gone & set(state["ring_entity"].ravel().tolist()) | gone & set(state["w_entity"].tolist())
-    assert not gone & {*keeper._ring_entity.ravel().tolist(), *keeper._w_entity.tolist()}
+    assert not gone & set(keeper.state()["entity"].tolist())
+    assert not gone & set(keeper._blocks.ravel().tolist())
     # whoever gets the row now has nothing of who had it
     online(stream_of([("x", DAY * 29, True, "purchase")], named=True), 1, keeper)
-    row = keeper.state()["user"].tolist().index(key64("user", "x"))
-    for name in ("ring_entity", "ring_time", "ring_interest"):
-        assert not keeper.state()[name][row].any(), name
+    state = keeper.state()
+    row = state["user"].tolist().index(key64("user", "x"))
+    assert (state["past"][row], state["waiting"][row]) == (0, 1)
     again = stream_of([("u", DAY * 30, True, "purchase")], named=True)
     assert np.diff(online(again, 1, keeper).offsets).tolist() == [0]
 
@@ -146,4 +233,14 @@ def test_room_is_used_again() -> None:
     keeper = Histories()
     rows = [("u", GAP + 1, True, "purchase")] * 5000
     online(stream_of(rows, named=True), 100, keeper)
-    assert len(keeper._w_entity) <= 2 * histories._FIRST_WAITING
+    assert len(keeper._blocks) == histories._FIRST_BLOCKS
+    assert keeper._free[2] <= HISTORY // SIZE + 2
+
+
+def test_memory_is_in_proportion_to_what_is_held() -> None:
+    """Users with one event take one block each, whatever room a long history would need."""
+    keeper, n = Histories(), 3000
+    batch, interest = wild_batch([(user + 1, 0, 1) for user in range(n)], 0, T0)
+    keeper.fold(batch, interest)
+    slots = keeper.nbytes() - n * (BLOCK + USER.itemsize)
+    assert 32 * n <= slots <= 64 * n

@@ -159,6 +159,9 @@ class KeyRows:
         size = slots_for(count)
         self._keys, self._rows = np.zeros(size, np.uint64), np.zeros(size, np.int64)
 
+    def nbytes(self) -> int:
+        return self._keys.nbytes + self._rows.nbytes
+
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Row of each key [n]; -1 where absent."""
         return find(self._keys, self._rows, np.array(keys, np.uint64))
