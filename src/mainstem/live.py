@@ -20,9 +20,9 @@ from mainstem.schema.ids import Keys, digest128, key64, keys64
 from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats
 from mainstem.schema.records import Context, Entity
 from mainstem.train import Towers, restore
-from mainstem.train.interactions import HISTORY, Sequences
+from mainstem.train.interactions import HISTORY, Sequences, notes
 from mainstem.train.towers import CATEGORY, TABLE, Request
-from mainstem.train.words import word_keys
+from mainstem.train.words import keys_of, word_keys
 from mainstem.weights import Delta, Snapshot
 
 __all__ = ["LiveModel", "LiveModels", "fingerprint", "model_of"]
@@ -115,7 +115,7 @@ class LiveModels:
 
     def touch(self, model: LiveModel, changed: Sequence[Entity], left: Sequence[int]) -> None:
         """Between dense versions only touched entities are embedded anew."""
-        keys = np.array([key64(entity.entity_type, entity.entity, entity.tenant) for entity in changed], np.uint64)
+        keys = keys_of(changed)
         model.towers.words.forget(keys)
         self.embed(model, keys)
         model.answers.index.delete(np.array(left, np.uint64))
@@ -124,7 +124,8 @@ class LiveModels:
 def fingerprint(config: Config, store: FeatureStore) -> str:
     """Of everything a snapshot's networks depend on (law 11)."""
     entities = {name: (kind.attributes, kind.text) for name, kind in config.entities.items()}
-    sizes = config.model.dim, config.model.hidden, config.model.temperature, config.model.history, config.model.words, list(config.canvases)
+    model = config.model
+    sizes = model.dim, model.hidden, model.temperature, model.history, model.words, list(config.canvases)
     definition = f"{store.fingerprint} {config.heads!r} {sizes!r} {entities!r}"
     return digest128(definition).hex()
 
@@ -175,11 +176,11 @@ def _request(
     rows = np.flatnonzero(action >= 0)[-HISTORY:]
     n = len(rows)
     past = Sequences(
-        history.entity[rows], action[rows], history.value[rows], history.time[rows],
+        history.entity[rows], notes(action[rows], history.canvas[rows], history.value[rows]), history.time[rows],
         np.array([view.time] if n else [], np.int64), np.array([0, n] if n else [0], np.int64),
     )  # fmt: skip
     return Request(
-        towers.canvases.place(context.canvas),
+        towers.canvases.places.of(context.canvas),
         0 if context.user is None else key64("user", context.user, tenant),
         past,
         keys64(context.source_type, context.sources, tenant),

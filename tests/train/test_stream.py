@@ -155,7 +155,7 @@ def test_a_refused_update_is_kept_and_passed_over(base: Path, tmp_path: Path, ca
     good = contents(online)
     place = online.place
     with torch.no_grad():
-        online.learner.towers.module.blend.fill_(float("nan"))
+        online.learner.towers.module.mix.fill_(float("nan"))
     online.step()
     bad = online.position
     assert not online.publish()
@@ -171,7 +171,7 @@ def test_a_refused_update_is_kept_and_passed_over(base: Path, tmp_path: Path, ca
     assert online.place.sequence == place.sequence + 1  # which says that these records are passed over
     assert world.trainer().position == bad
     rows, dense, _ = served(world)
-    assert np.isfinite(dense["towers.blend"]).all()
+    assert np.isfinite(dense["towers.mix"]).all()
     assert all(np.isfinite(row).all() for row in rows.values())
     drain(online)
     online.publish()
@@ -191,7 +191,7 @@ def test_what_is_passed_over_still_forgets_and_is_still_known(base: Path, tmp_pa
     world.log.append([Erase(record_id="x", time=world.rest[-1].time, user="u3"), *entities(61, first=60)])
     online.step()
     with torch.no_grad():
-        online.learner.towers.module.blend.fill_(float("nan"))
+        online.learner.towers.module.mix.fill_(float("nan"))
     assert not online.publish()
     assert online.status.passed_over > 0
     for each in (online, world.trainer()):
@@ -487,7 +487,7 @@ def test_a_refusal_that_could_not_be_written_is_tried_again(
     monkeypatch.setattr(world.store, "publish", fails)
     online.step()
     with torch.no_grad():
-        online.learner.towers.module.blend.fill_(float("nan"))
+        online.learner.towers.module.mix.fill_(float("nan"))
     with pytest.raises(StoreError, match="full"):
         online.publish()
     monkeypatch.setattr(world.store, "publish", publish)

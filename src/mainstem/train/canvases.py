@@ -26,16 +26,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mainstem.schema.canvases import UNKNOWN, CanvasPlaces
 from mainstem.schema.config import CanvasConfig
-from mainstem.schema.ids import DEFAULT_TENANT, Keys, keys64
+from mainstem.schema.ids import DEFAULT_TENANT, Keys
 from mainstem.train.interactions import Interactions
 
-__all__ = ["UNKNOWN", "WITHHELD", "Canvases", "Requests"]
+__all__ = ["WITHHELD", "Canvases", "Requests"]
 
 Ints = NDArray[np.int64]
 
-# The canvas of requests that training knows nothing of.
-UNKNOWN = 0
 WITHHELD = 0.5
 
 
@@ -62,28 +61,14 @@ class Canvases:
     """The canvases as configured. Events that name none are of those that learn from events, evenly."""
 
     def __init__(self, canvases: Mapping[str, CanvasConfig], tenant: str = DEFAULT_TENANT) -> None:
-        self.names = tuple(canvases)
+        self.places = CanvasPlaces(tuple(canvases), tenant)
         self.configs = tuple(canvases.values())
-        self.any = np.array([1 + i for i, each in enumerate(self.configs) if each.learns_from == "events"], np.int64)
-        keys = keys64("canvas", self.names, tenant)
-        self._sorted, self._place = np.sort(keys), 1 + np.argsort(keys)
-
-    def __len__(self) -> int:
-        """Of the vocabulary: `UNKNOWN` counts."""
-        return 1 + len(self.names)
-
-    def place(self, name: str) -> int:
-        """Of a canvas by name; `UNKNOWN` for one that is not configured."""
-        return 1 + self.names.index(name) if name in self.names else UNKNOWN
-
-    def places(self, keys: Keys) -> Ints:
-        """Of canvases by key, as in `EventBatch`: int64 [n]."""
-        at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
-        return np.where(self._sorted[at] == keys, self._place[at], UNKNOWN)
+        feeds = [1 + i for i, each in enumerate(self.configs) if each.learns_from == "events"]
+        self.feeds = np.array(feeds, np.int64)
 
     def plain(self, batch: Interactions) -> Requests:
         """Of each positive the request of its user on the first canvas that learns from events, all told."""
-        b, canvas = len(batch), self.any[0] if len(self.any) else UNKNOWN
+        b, canvas = len(batch), self.feeds[0] if len(self.feeds) else UNKNOWN
         return Requests(np.arange(b), np.full(b, canvas), np.ones(b, np.bool_), *np.zeros((3, b), np.uint64))
 
     def prepare(self, batch: Interactions, category: Keys, rng: np.random.Generator) -> Requests:
@@ -92,12 +77,12 @@ class Canvases:
         Each answers one request of a canvas that learns from events, its own or one drawn evenly among these, and of
         each other canvas, with the chance `share` (for certain, if it is its own), one that it can have been asked on.
         """
-        b, own = len(batch), self.places(batch.canvas)
+        b, own = len(batch), self.places.of_keys(batch.canvas)
         given = {"previous": batch.previous, "category": category, "query": batch.query}
         parts: list[tuple[NDArray[Any], ...]] = []
-        if len(self.any):
-            drawn = self.any[rng.integers(0, len(self.any), b)]
-            canvas = np.where(np.isin(own, self.any), own, drawn)
+        if len(self.feeds):
+            drawn = self.feeds[rng.integers(0, len(self.feeds), b)]
+            canvas = np.where(np.isin(own, self.feeds), own, drawn)
             parts.append((np.arange(b), canvas, np.ones(b, np.bool_), *np.zeros((3, b), np.uint64)))
         for place, config in enumerate(self.configs, 1):
             if config.learns_from == "events":

@@ -25,7 +25,7 @@ from mainstem.schema.ids import Keys
 from mainstem.schema.keyrows import KeyRows, compiled, unique_places
 from mainstem.schema.protocols import Floats
 from mainstem.schema.time import MINUTE
-from mainstem.train.interactions import HISTORY, Interactions
+from mainstem.train.interactions import HISTORY, Interactions, Notes, Sequences
 
 __all__ = ["BLOCK", "SIZE", "USER", "Histories"]
 
@@ -34,24 +34,26 @@ Ints = NDArray[np.int64]
 SIZE = 3
 """Events of a block."""
 BLOCK = 64
-"""Bytes of a block: keys, times and interests of its events, and the next block's number (-1: none)."""
+"""Bytes of a block: keys, times and notes of its events, and the next block's number (-1: none)."""
 USER = np.dtype(
     [
-        ("key", "u8"), ("session", "u8"), ("last", "i8"), ("head", "i4"), ("middle", "i4"), ("tail", "i4"),
+        ("key", "u8"), ("session", "u8"), ("last", "i8"), ("latest", "u8"), ("before", "u8"), ("head", "i4"), ("middle", "i4"), ("tail", "i4"),
         ("waiting", "i4"), ("past", "u1"), ("first", "u1"), ("filled", "u1"),
     ],
     align=True,
 )  # fmt: skip
 """first: place of the oldest event in `head`; filled: places used in `tail`; middle: the block of the first event that
-waits, -1 where none does; last: the latest time, the least of all where there is none yet."""
+waits, -1 where none does; last: the latest time, the least of all where there is none yet;
+latest: the entity that was taken last, before: the latest other one."""
+_KEPT = ("session", "last", "latest", "before")
 _NEVER = np.iinfo(np.int64).min
 _FIRST_USERS, _FIRST_BLOCKS = 64, 256
 
 
 @compiled
-def _give_back(block, b_entity, b_time, b_interest, b_next, free):  # type: ignore[no-untyped-def]
+def _give_back(block, b_entity, b_time, b_note, b_next, free):  # type: ignore[no-untyped-def]
     """Blank a block and put it on the list of free ones."""
-    b_entity[block, :], b_time[block, :], b_interest[block, :] = np.uint64(0), 0, 0
+    b_entity[block, :], b_time[block, :], b_note[block, :] = np.uint64(0), 0, 0
     b_next[block] = free[0]
     free[0] = block
     free[1] += 1
@@ -59,7 +61,7 @@ def _give_back(block, b_entity, b_time, b_interest, b_next, free):  # type: igno
 
 @compiled
 def _close_session(  # type: ignore[no-untyped-def]
-    u, opened, bound, head, middle, first, past, waiting, b_entity, b_time, b_interest, b_next, free
+    u, opened, bound, head, middle, first, past, waiting, b_entity, b_time, b_note, b_next, free
 ):  # fmt: skip
     """What waits and lies before `opened` is of the past now; beyond `bound` the oldest leave."""
     block, place = middle[u], (np.int64(first[u]) + np.int64(past[u])) % SIZE
@@ -75,22 +77,25 @@ def _close_session(  # type: ignore[no-untyped-def]
             if first[u] == SIZE:
                 oldest = head[u]
                 head[u], first[u] = b_next[oldest], 0
-                _give_back(oldest, b_entity, b_time, b_interest, b_next, free)
+                _give_back(oldest, b_entity, b_time, b_note, b_next, free)
     middle[u] = block if waiting[u] > 0 else -1
 
 
 @compiled
 def _fold(  # type: ignore[no-untyped-def]
-    rows, entity, session, time, interest, gap, bound,
-    of_session, last, head, middle, tail, waiting, past, first, filled,
-    b_entity, b_time, b_interest, b_next, free,
-    emit, out_entity, out_age, out_interest, out_offsets,
+    rows, who, users, entity, session, time, note, gap, bound,
+    of_session, last, latest, before, head, middle, tail, waiting, past, first, filled,
+    b_entity, b_time, b_note, b_next, free,
+    emit, previous, state, out_entity, out_time, out_note, out_asked, out_offsets,
 ):  # fmt: skip
-    """Take n events in order; with `emit`, write what lies before each one's session.
+    """Take n events in order; with `emit`, write what lies before each one's session, once for events of one user that
+    see the same.
 
-    free int64 [3]: head and length of the list of free blocks, and the first block that was never used.
+    who int64 [n]: the place of each one's user among the `users` of the batch; free int64 [3]: head and length of the
+    list of free blocks, and the first block that was never used. Returns how many events and sequences were written.
     """
-    t = 0
+    t, c = 0, 0
+    written = np.full(users, -1)  # the last event of what was written of a user, while it is all of their past
     for i in range(len(rows)):
         u = rows[i]
         new = last[u] == _NEVER or session[i] != of_session[u]
@@ -98,19 +103,26 @@ def _fold(  # type: ignore[no-untyped-def]
             new = True
         if new:
             of_session[u] = session[i]
+            written[who[i]] = -1
             _close_session(
-                u, time[i], bound, head, middle, first, past, waiting, b_entity, b_time, b_interest, b_next, free
+                u, time[i], bound, head, middle, first, past, waiting, b_entity, b_time, b_note, b_next, free
             )  # fmt: skip
         if emit:
-            block, place = head[u], np.int64(first[u])
-            for _ in range(np.int64(past[u])):
-                out_entity[t], out_interest[t] = b_entity[block, place], b_interest[block, place]
-                out_age[t] = time[i] - b_time[block, place]
-                t += 1
-                place += 1
-                if place == SIZE:
+            if past[u] > 0 and written[who[i]] < 0:
+                block, place, end = head[u], np.int64(first[u]), t + np.int64(past[u])
+                while t < end:
+                    for k in range(place, min(SIZE, place + end - t)):
+                        out_entity[t], out_note[t], out_time[t] = b_entity[block, k], b_note[block, k], b_time[block, k]
+                        t += 1
                     block, place = b_next[block], 0
-            out_offsets[i + 1] = t
+                out_asked[c] = time[i]
+                c += 1
+                out_offsets[c] = t
+                written[who[i]] = t - 1
+            state[i] = written[who[i]]
+            previous[i] = before[u] if latest[u] == entity[i] else latest[u]
+        if latest[u] != entity[i]:
+            before[u], latest[u] = latest[u], entity[i]
         if head[u] < 0 or filled[u] == SIZE:
             if free[1] > 0:
                 taken = free[0]
@@ -125,23 +137,23 @@ def _fold(  # type: ignore[no-untyped-def]
                 b_next[tail[u]] = taken
             b_next[taken], tail[u], filled[u] = -1, taken, 0
         place, block = np.int64(filled[u]), tail[u]
-        b_entity[block, place], b_time[block, place], b_interest[block, place] = entity[i], time[i], interest[i]
+        b_entity[block, place], b_time[block, place], b_note[block, place] = entity[i], time[i], note[i]
         if waiting[u] == 0:
             middle[u] = block
         filled[u] += 1
         waiting[u] += 1
         last[u] = max(last[u], time[i])
-    return t
+    return t, c
 
 
 @compiled
-def _spread(rows, head, first, count, b_entity, b_time, b_interest, b_next, entity, time, interest):  # type: ignore[no-untyped-def]
+def _spread(rows, head, first, count, b_entity, b_time, b_note, b_next, entity, time, note):  # type: ignore[no-untyped-def]
     """Write the events of `rows`, `count` of each, side by side."""
     t = 0
     for i in range(len(rows)):
         block, place = head[rows[i]], np.int64(first[rows[i]])
         for _ in range(count[i]):
-            entity[t], time[t], interest[t] = b_entity[block, place], b_time[block, place], b_interest[block, place]
+            entity[t], time[t], note[t] = b_entity[block, place], b_time[block, place], b_note[block, place]
             t += 1
             place += 1
             if place == SIZE:
@@ -149,13 +161,13 @@ def _spread(rows, head, first, count, b_entity, b_time, b_interest, b_next, enti
 
 
 @compiled
-def _drop(rows, head, b_entity, b_time, b_interest, b_next, free):  # type: ignore[no-untyped-def]
+def _drop(rows, head, b_entity, b_time, b_note, b_next, free):  # type: ignore[no-untyped-def]
     """Give back all blocks of `rows`."""
     for row in rows:
         block = head[row]
         while block >= 0:
             after = b_next[block]
-            _give_back(block, b_entity, b_time, b_interest, b_next, free)
+            _give_back(block, b_entity, b_time, b_note, b_next, free)
             block = after
 
 
@@ -183,32 +195,37 @@ class Histories:
         """Bytes that are in use: of users and blocks up to the last one ever used, and of the look-up by key."""
         return self._used * USER.itemsize + int(self._free[2]) * BLOCK + self._rows.nbytes()
 
-    def fold(self, events: EventBatch, interest: Floats) -> None:
-        """Take events of interest in log order; interest float32 [n]: how much each says."""
-        self._take(events, interest, emit=False)
+    def fold(self, events: EventBatch, note: Notes) -> None:
+        """Take events of interest in log order, with their `notes`."""
+        self._take(events, np.zeros(len(events), np.float32), note, emit=False)
 
-    def before(self, events: EventBatch, interest: Floats) -> Interactions:
-        """The same, and for each event what its user had done before its session."""
-        return self._take(events, interest, emit=True)
+    def before(self, events: EventBatch, interest: Floats, note: Notes) -> Interactions:
+        """The same, and for each event what its user had done before its session; interest float32 [n]."""
+        return self._take(events, interest, note, emit=True)
 
-    def _take(self, events: EventBatch, interest: Floats, *, emit: bool) -> Interactions:
+    def _take(self, events: EventBatch, interest: Floats, note: Notes, *, emit: bool) -> Interactions:
         n = len(events)
         if not n:
             return Interactions.none()
-        rows = self._rows_of(events.user)
+        rows, who, users = self._rows_of(events.user)
         self._room(n)
         most = n * HISTORY if emit else 0
-        entity, age = np.empty(most, np.uint64), np.empty(most, np.int64)
-        weights, offsets = np.empty(most, np.float32), np.zeros(n + 1, np.int64)
+        entity, time = np.empty(most, np.uint64), np.empty(most, np.int64)
+        noted, offsets = np.empty(most, np.uint32), np.zeros(n + 1, np.int64)
+        asked, state, previous = np.empty(n, np.int64), np.full(n, -1), np.zeros(n, np.uint64)
         of = self._users
-        t = _fold(  # type: ignore[no-untyped-call]
-            rows, events.entity, events.session, events.time, interest, self.gap, HISTORY,
-            of["session"], of["last"], of["head"], of["middle"], of["tail"], of["waiting"], of["past"], of["first"],
-            of["filled"], *self._columns(), self._free, emit, entity, age, weights, offsets,
+        t, c = _fold(  # type: ignore[no-untyped-call]
+            rows, who, users, events.entity, events.session, events.time, note, self.gap, HISTORY,
+            of["session"], of["last"], of["latest"], of["before"], of["head"], of["middle"], of["tail"], of["waiting"],
+            of["past"], of["first"], of["filled"], *self._columns(), self._free,
+            emit, previous, state, entity, time, noted, asked, offsets,
         )  # fmt: skip
+        sequences = Sequences(
+            entity[:t].copy(), noted[:t].copy(), time[:t].copy(), asked[:c].copy(), offsets[: c + 1].copy()
+        )
         return Interactions(
-            events.user, events.entity, interest, events.time,
-            entity[:t].copy(), age[:t].copy(), weights[:t].copy(), offsets,
+            events.user, events.entity, interest, events.time, previous, events.canvas, events.query, state, sequences,
+            events.queries,
         )  # fmt: skip
 
     def forget(self, users: Keys) -> None:
@@ -235,7 +252,7 @@ class Histories:
     def state(self) -> dict[str, Any]:
         """Everything, by user key: equal contents, equal arrays.
 
-            user, session, last, past, waiting [u]; entity, time, interest [t]: each user's events, oldest first, of
+            user, session, last, latest, before, past, waiting [u]; entity, time, note [t]: each user's events, oldest first, of
             which the first `past` lie before the open session
         """  # fmt: skip
         rows = self._held()
@@ -243,20 +260,18 @@ class Histories:
         users = self._users[rows]
         count = users["past"].astype(np.int64) + users["waiting"]
         total = int(count.sum())
-        entity, time, interest = np.empty(total, np.uint64), np.empty(total, np.int64), np.empty(total, np.float32)
+        entity, time, note = np.empty(total, np.uint64), np.empty(total, np.int64), np.empty(total, np.uint32)
         _spread(  # type: ignore[no-untyped-call]
-            rows, self._users["head"], self._users["first"], count, *self._columns(), entity, time, interest
+            rows, self._users["head"], self._users["first"], count, *self._columns(), entity, time, note
         )
         return {
-            "user": users["key"].copy(), **{name: users[name].copy() for name in ("session", "last")},
+            "user": users["key"].copy(), **{name: users[name].copy() for name in _KEPT},
             **{name: users[name].astype(np.int64) for name in ("past", "waiting")},
-            "entity": entity, "time": time, "interest": interest,
+            "entity": entity, "time": time, "note": note,
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave, of this release or of one with rings. Raises StoreError where it does not fit."""
-        if "ring_entity" in state:
-            state = _of_rings(state)
+        """Take up what `state` gave. Raises StoreError where it does not fit."""
         users, past, waiting = state["user"], state["past"], state["waiting"]
         n, count = len(users), past + waiting
         total = int(count.sum())
@@ -270,27 +285,28 @@ class Histories:
         self._rows.put(users, np.arange(n))
         of = self._users[:n]
         of["key"] = users
-        for name in ("session", "last", "past", "waiting"):
+        for name in (*_KEPT, "past", "waiting"):
             of[name] = state[name]
         of["head"] = np.where(count > 0, start, -1)
         of["tail"] = np.where(count > 0, start + blocks - 1, -1)
         of["middle"] = np.where(waiting > 0, start + past // SIZE, -1)
         of["filled"] = np.where(count > 0, count - SIZE * (blocks - 1), 0)
-        b_entity, b_time, b_interest, b_next = self._columns()
+        b_entity, b_time, b_note, b_next = self._columns()
         place = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
         at = np.repeat(start, count) + place // SIZE, place % SIZE
-        b_entity[at], b_time[at], b_interest[at] = state["entity"], state["time"], state["interest"]
+        b_entity[at], b_time[at], b_note[at] = state["entity"], state["time"], state["note"]
         b_next[:used] = np.arange(1, used + 1)
         b_next[of["tail"][count > 0]] = -1
 
     # ---- room --------------------------------------------------------------------------------------
 
-    def _columns(self) -> tuple[Keys, Ints, Floats, NDArray[np.int32]]:
-        """Of all blocks, as views: entity [b, 3], time [b, 3], interest [b, 3], next [b]."""
+    def _columns(self) -> tuple[Keys, Ints, Notes, NDArray[np.int32]]:
+        """Of all blocks, as views: entity [b, 3], time [b, 3], note [b, 3], next [b]."""
         words = self._blocks
-        return words[:, :3], words.view(np.int64)[:, 3:6], words.view(np.float32)[:, 12:15], words.view(np.int32)[:, 15]
+        return words[:, :3], words.view(np.int64)[:, 3:6], words.view(np.uint32)[:, 12:15], words.view(np.int32)[:, 15]
 
-    def _rows_of(self, users: Keys) -> Ints:
+    def _rows_of(self, users: Keys) -> tuple[Ints, Ints, int]:
+        """The row of each; its place among the different users of them, and how many these are."""
         unique, places = unique_places(users)
         rows = self._rows.find(unique)
         new = np.flatnonzero((rows < 0) & (unique != 0))
@@ -306,7 +322,7 @@ class Histories:
             blank["head"] = blank["middle"] = blank["tail"] = -1
             self._users[made] = blank
             self._rows.put(unique[new], made)
-        return rows[places]
+        return rows[places], places, len(unique)
 
     def _reserve(self, users: int) -> None:
         if users > len(self._users):
@@ -328,20 +344,3 @@ def _lines(count: int) -> Keys:
     room = np.zeros(count * BLOCK + BLOCK, np.uint8)
     start = -room.ctypes.data % BLOCK
     return room[start : start + count * BLOCK].view(np.uint64).reshape(count, BLOCK // 8)
-
-
-def _of_rings(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of an earlier release: of each user a ring of `HISTORY` events, the k-th of them at k % HISTORY."""
-    count, waiting = state["count"], state["waiting"]
-    n, past = len(state["user"]), np.minimum(count, HISTORY)
-    if state["ring_entity"].shape != (n, HISTORY) or len(waiting) != n or len(state["w_entity"]) != waiting.sum():
-        raise StoreError("histories: the checkpoint's arrays do not fit each other")
-    user, place = np.repeat(np.arange(n), past), np.arange(past.sum()) - np.repeat(np.cumsum(past) - past, past)
-    at = user, (np.repeat(count - past, past) + place) % HISTORY
-    order = np.argsort(np.concatenate([user, np.repeat(np.arange(n), waiting)]), kind="stable")
-    events = {
-        name: np.concatenate([state[f"ring_{name}"][at], state[f"w_{name}"]])[order]
-        for name in ("entity", "time", "interest")
-    }
-    return {"user": state["user"], "session": state["session"], "last": state["last"], "past": past,
-            "waiting": waiting, **events}  # fmt: skip

@@ -7,37 +7,60 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mainstem.models.history import How, chunks
 from mainstem.schema.batch import EventBatch
+from mainstem.schema.canvases import CanvasPlaces
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Floats
 
-__all__ = ["HISTORY", "Interactions", "Positives", "Sequences", "of_interest", "ranges"]
+__all__ = ["HISTORY", "Interactions", "Notes", "Positives", "Sequences", "notes", "of_interest", "ranges"]
 
 Ints = NDArray[np.int64]
 
+Notes = NDArray[np.uint32]
+
 # Latest events that the user side reads.
 HISTORY = 50
+# The largest value that a note holds (float16).
+MOST_VALUE = 65_504.0
+
+
+def notes(action: NDArray[Any], canvas: NDArray[Any], value: NDArray[Any]) -> Notes:
+    """What an event was, in 32 bits: action and canvas of 8 each, the value as a float16. uint32 [n]"""
+    short = np.clip(value, -MOST_VALUE, MOST_VALUE).astype(np.float16).view(np.uint16)
+    return (action.astype(np.uint32) << 24) | (canvas.astype(np.uint32) << 16) | short.astype(np.uint32)
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
     """What c users did, each oldest first, jagged.
 
-    entity uint64 [t]; action int64 [t]: the place of its kind among the configured ones; value float32 [t]; time int64
-    [t], ms; asked int64 [c]: when what follows each was asked for; offsets int64 [c + 1]
+    entity uint64 [t]; note uint32 [t]: see `notes`; time int64 [t], ms; asked int64 [c]: when what follows each was asked
+    for; offsets int64 [c + 1]
     """
 
     entity: Keys
-    action: Ints
-    value: Floats
+    note: Notes
     time: Ints
     asked: Ints
     offsets: Ints
+
+    def action(self) -> Ints:
+        """The place of each event's kind among the configured ones: int64 [t]."""
+        return (self.note >> 24).astype(np.int64)
+
+    def canvas(self) -> Ints:
+        """Where each happened, as `CanvasPlaces` has it: int64 [t]."""
+        return (self.note >> 16 & 0xFF).astype(np.int64)
+
+    def value(self) -> Floats:
+        """How much each was: float32 [t]."""
+        return (self.note & 0xFFFF).astype(np.uint16).view(np.float16).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.asked)
@@ -45,21 +68,19 @@ class Sequences:
     @classmethod
     def none(cls) -> Sequences:
         ints = np.zeros(0, np.int64)
-        return cls(np.zeros(0, np.uint64), ints, np.zeros(0, np.float32), ints, ints, np.zeros(1, np.int64))
+        return cls(np.zeros(0, np.uint64), np.zeros(0, np.uint32), ints, ints, np.zeros(1, np.int64))
 
     def take(self, which: Ints) -> Sequences:
         """The sequences at these places."""
         places, offsets = ranges(self.offsets[which], self.offsets[which + 1])
-        return Sequences(
-            self.entity[places], self.action[places], self.value[places], self.time[places], self.asked[which], offsets
-        )
+        return Sequences(self.entity[places], self.note[places], self.time[places], self.asked[which], offsets)
 
 
 @dataclass(frozen=True, slots=True)
 class Interactions:
     """b positives, and the sequences whose beginnings are their users' histories.
 
-    user, entity uint64 [b]; action int64 [b]; interest float32 [b]; time int64 [b], ms. previous uint64 [b]: the other
+    user, entity uint64 [b]; interest float32 [b]; time int64 [b], ms. previous uint64 [b]: the other
     entity that the user took last before, 0 where there is none; canvas, query uint64 [b]: where it was taken, and what
     was searched for then, as in `EventBatch`. state int64 [b]: the place in the sequences of the
     latest event before the positive's session, -1 where there is none. Several positives may share a sequence, and see
@@ -72,7 +93,6 @@ class Interactions:
 
     user: Keys
     entity: Keys
-    action: Ints
     interest: Floats
     time: Ints
     previous: Keys
@@ -99,7 +119,7 @@ class Interactions:
         state = np.full(len(rows), -1)
         state[known] = self.state[rows][known] - self.sequences.offsets[used][place] + kept.offsets[place]
         return Interactions(
-            self.user[rows], self.entity[rows], self.action[rows], self.interest[rows], self.time[rows],
+            self.user[rows], self.entity[rows], self.interest[rows], self.time[rows],
             self.previous[rows], self.canvas[rows], self.query[rows], state, kept, self.queries,
         )  # fmt: skip
 
@@ -110,34 +130,36 @@ class Interactions:
     @classmethod
     def none(cls) -> Interactions:
         keys, ints = np.zeros(0, np.uint64), np.zeros(0, np.int64)
-        return cls(keys, keys, ints, np.zeros(0, np.float32), ints, keys, keys, keys, ints, Sequences.none())
+        return cls(keys, keys, np.zeros(0, np.float32), ints, keys, keys, keys, ints, Sequences.none())
 
 
-def of_interest(events: EventBatch, interest: Mapping[str, float]) -> tuple[EventBatch, Ints, Floats]:
-    """The events that say what their user likes; the place of each one's kind in `interest` (its action): int64 [n];
-    and how much each says: float32 [n]."""
+def of_interest(
+    events: EventBatch, interest: Mapping[str, float], canvases: CanvasPlaces
+) -> tuple[EventBatch, Floats, Notes]:
+    """The events that say what their user likes; how much each says, float32 [n]; and what each was: `notes` [n].
+
+    An action is the place of the event's kind in `interest`.
+    """
     names = list(interest)
-    action = np.array([names.index(kind) if kind in interest else -1 for kind in events.kinds] or [-1], np.int64)
+    action = np.array([names.index(kind) if kind in interest else 0 for kind in events.kinds] or [0], np.int64)
     weight = np.array([interest.get(kind, 0.0) for kind in events.kinds] or [0.0], np.float32)
     wanted = (weight[events.kind] > 0) & (events.entity != 0)
-    kind = events.kind[wanted]
-    return events.take(wanted), action[kind], weight[kind]
+    found = events.take(wanted)
+    return found, weight[found.kind], notes(action[found.kind], canvases.of_keys(found.canvas), found.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Positives:
     """All events of interest, sorted by user and time; an event's history is what lies before its session.
 
-    user uint64 [n], entity uint64 [n], action int64 [n], value float32 [n], time int64 [n], interest float32 [n];
-    previous, canvas, query uint64 [n]: see `Interactions`; `begin` int64 [n] the place where the user's events begin, `session` int64
+    user uint64 [n], entity uint64 [n], note uint32 [n], time int64 [n], interest float32 [n]; previous, canvas, query uint64 [n]: see `Interactions`; `begin` int64 [n] the place where the user's events begin, `session` int64
     [n] the place before which the history of the event ends: all that lies there happened strictly before the first
     event of its session (law 4).
     """
 
     user: Keys
     entity: Keys
-    action: Ints
-    value: Floats
+    note: Notes
     time: Ints
     interest: Floats
     previous: Keys
@@ -153,10 +175,11 @@ class Positives:
         events: EventBatch,
         interest: Mapping[str, float],
         session_starts: Callable[[EventBatch, Ints], NDArray[np.bool_]],
+        canvases: CanvasPlaces = CanvasPlaces(()),  # noqa: B008 - it holds nothing
     ) -> Positives:
         """`session_starts(events, order)` is the join's definition of where sessions begin: a mask along `order`,
         in which a session's events stand together."""
-        events, action, weight = of_interest(events, interest)
+        events, weight, note = of_interest(events, interest, canvases)
         places = np.arange(len(events))
         order = np.lexsort((places, events.time, events.user))
         user, time = events.user[order], events.time[order]
@@ -170,8 +193,7 @@ class Positives:
         return cls(
             user=user,
             entity=entity,
-            action=action[order],
-            value=events.value[order].astype(np.float32),
+            note=note[order],
             time=time,
             interest=weight[order],
             previous=_previous(entity, begin),
@@ -208,7 +230,7 @@ class Positives:
         """Places begin, stop int64 [c, 2] of the chunks of histories that an epoch reads (`models.history.chunks`): of
         each user's events up to the last one that is `wanted` [n]."""
         first = np.flatnonzero(_changes(self.user))
-        last = np.append(first[1:], len(self)) - 1
+        last = np.append(first, len(self))[1:] - 1
         # the latest place that is wanted, of those of the same user
         latest = _latest(wanted)[last]
         lengths = np.where(wanted[latest] & (latest >= first), latest + 1 - first, 0)
@@ -230,14 +252,11 @@ class Positives:
 
     def _sequences(self, begins: Ints, ends: Ints, asked: Ints) -> tuple[Sequences, Ints]:
         places, offsets = ranges(begins, ends)
-        found = Sequences(
-            self.entity[places], self.action[places], self.value[places], self.time[places], asked, offsets
-        )
-        return found, offsets
+        return Sequences(self.entity[places], self.note[places], self.time[places], asked, offsets), offsets
 
     def _interactions(self, rows: Ints, state: Ints, sequences: Sequences) -> Interactions:
         return Interactions(
-            self.user[rows], self.entity[rows], self.action[rows], self.interest[rows], self.time[rows],
+            self.user[rows], self.entity[rows], self.interest[rows], self.time[rows],
             self.previous[rows], self.canvas[rows], self.query[rows], state, sequences, self.queries,
         )  # fmt: skip
 

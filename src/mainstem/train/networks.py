@@ -49,7 +49,7 @@ def new_towers(config: Config, catalog: Catalog, *, concurrent: bool = False) ->
     attributes = list(dict.fromkeys(name for name, kind in kinds if kind == "category"))
     canvases = Canvases(config.canvases, config.tenant)
     module = Unified(
-        UnifiedConfig(encoder_config(config), dim=config.model.dim, canvases=len(canvases), fields=len(FIELDS))
+        UnifiedConfig(encoder_config(config), dim=config.model.dim, canvases=len(canvases.places), fields=len(FIELDS))
     )
     table = SlabTable(config.model.dim, families_of(config.model), seed=config.train.seed, concurrent=concurrent)
     return Towers(module, table, catalog, attributes, canvases, Words(catalog, config.model.words))
@@ -60,7 +60,7 @@ def encoder_config(config: Config) -> EncoderConfig:
     chosen, dim, interest = config.model.history, config.model.dim, config.interest()
     if chosen.encoder == "pooling":
         return PoolingConfig(dim=dim, interest=tuple(interest.values()))
-    events = EventConfig(dim, actions=len(interest), query_time=chosen.query_time)
+    events = EventConfig(dim, len(interest), 1 + len(config.canvases), query_time=chosen.query_time)
     if chosen.encoder == "transformer":
         return TransformerConfig(
             events, dim, chosen.layers, chosen.heads, 4 * dim, positions=HISTORY, dropout=chosen.dropout

@@ -32,6 +32,7 @@ from mainstem.train.population import Population
 from mainstem.train.ranking_online import RankingLearner
 from mainstem.train.retrieval import RetrievalLearner
 from mainstem.train.towers import Towers
+from mainstem.train.words import keys_of
 from mainstem.weights.checkpoints import random_states, restore_random
 
 __all__ = ["RANKING", "RETRIEVAL", "Carried", "OnlineLearner", "Step"]
@@ -101,13 +102,13 @@ class OnlineLearner:
 
     def pass_over(self, batch: LogBatch) -> None:
         """Take from records that are not learned from what the catalogue needs, and whom to forget."""
-        self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
+        self._describe(batch)
         for record in batch.records:
             if isinstance(record, Erase):
                 self.erase(record)
 
     def _take(self, batch: LogBatch, *, learn: bool) -> Step:
-        self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
+        self._describe(batch)
         served = [record for record in batch.records if isinstance(record, Served)]
         return Step(len(batch), self.take(self._events(batch), served, learn=learn))
 
@@ -129,27 +130,27 @@ class OnlineLearner:
         return loss, len(revisions)
 
     def _retrieve(self, events: EventBatch, learn: bool) -> tuple[float, int]:
-        found, action, weight = of_interest(events, self._interest)
+        found, weight, note = of_interest(events, self._interest, self.towers.canvases.places)
         if not len(found):
             return float("nan"), 0
         self.clock.add(found.time)
         self.population.add(found.entity)
         loss = float("nan")
         if learn:
-            self._latest = self.histories.before(found, weight)
+            self._latest = self.histories.before(found, weight, note)
             loss = self.retrieval.step(self._latest, self.population, self.rng)
         else:
-            self.histories.fold(found, weight)
+            self.histories.fold(found, note)
         self._sweep()
         return loss, len(found)
 
     def prime(self, events: EventBatch) -> None:
         """Note a whole past, in order of time, that other means have learned from."""
-        found, action, weight = of_interest(events, self._interest)
+        found, _, note = of_interest(events, self._interest, self.towers.canvases.places)
         for start in range(0, len(found), CHUNK):
             some = slice(start, start + CHUNK)
             self.population.add(found.entity[some])
-            self.histories.fold(found.take(some), weight[some])
+            self.histories.fold(found.take(some), note[some])
         self.clock.add(found.time)
 
     def catch_up(self, log: Log, until: Position) -> None:
@@ -161,14 +162,19 @@ class OnlineLearner:
             batch = log.read(seen, min(CHUNK, until.offset() - seen.offset()))
             if not batch.records:
                 raise StoreError(f"the log ends at {seen}, a part of it up to {until} is lost")
-            self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
+            self._describe(batch)
             seen = batch.next
+
+    def _describe(self, batch: LogBatch) -> None:
+        """Take in what the records say of entities."""
+        changed = self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
+        self.towers.words.forget(keys_of(changed))
 
     def canaries(self, users: int, choice: int) -> tuple[Interactions, Keys] | None:
         """Users with a past from the latest micro-batch, and entities to choose from; None where either is too few."""
         latest, keys = self._latest, self.population.keys
         _, first = np.unique(latest.user, return_index=True)
-        rows = first[np.diff(latest.offsets)[first] >= LEAST_PAST][:users]
+        rows = first[latest.lengths()[first] >= LEAST_PAST][:users]
         if len(rows) < LEAST_CANARIES or len(keys) < choice // 20:
             return None
         return latest.take(rows), keys[np.linspace(0, len(keys) - 1, min(choice, len(keys))).astype(np.int64)]

@@ -184,8 +184,8 @@ class Towers:
     def _histories(self, gathered: Gathered, offsets: Ints, event: Ints, past: Sequences) -> Histories:
         bodies = self._bodies(gathered, "past", offsets)
         return Histories(
-            bodies.index_select(0, torch.from_numpy(event)), torch.from_numpy(past.action),
-            torch.zeros(len(past.entity), dtype=torch.int64), torch.from_numpy(past.value), torch.from_numpy(past.time),
+            bodies.index_select(0, torch.from_numpy(event)), torch.from_numpy(past.action()),
+            torch.from_numpy(past.canvas()), torch.from_numpy(past.value()), torch.from_numpy(past.time),
             torch.from_numpy(past.offsets), torch.from_numpy(past.asked),
         )  # fmt: skip
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from mainstem.catalog import MemoryCatalog
 from mainstem.models import Ranker
 from mainstem.schema.batch import EventBatch
+from mainstem.schema.canvases import CanvasPlaces
 from mainstem.schema.config import Config, TrainConfig
 from mainstem.schema.errors import NotReady
 from mainstem.schema.examples import Examples
@@ -100,7 +101,8 @@ class Trainer:
         config = self.config.train
         torch.manual_seed(config.seed)
         report = TrainingReport("")
-        positives = Positives.of(source.events, self.config.interest(), source.session_starts)
+        places = CanvasPlaces(tuple(self.config.canvases), self.config.tenant)
+        positives = Positives.of(source.events, self.config.interest(), source.session_starts, places)
         if len(positives) < 2:
             raise NotReady(
                 "there are no events of interest to learn from yet: ingest some, or check `events` in the file"

@@ -7,17 +7,18 @@ what it names, and an entity that nobody has touched yet is known by its words f
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mainstem.schema.ids import Keys, keys64
+from mainstem.schema.ids import Keys, key64, keys64
 from mainstem.schema.protocols import Catalog
+from mainstem.schema.records import Entity
 from mainstem.text import tokenize
 from mainstem.train.interactions import ranges
 
-__all__ = ["Words", "word_keys"]
+__all__ = ["Words", "keys_of", "word_keys"]
 
 Ints = NDArray[np.int64]
 
@@ -84,6 +85,11 @@ class Words:
         nothing = np.zeros(0, np.uint64)
         known = [word_keys(texts[key], self.most) if key and self.most else nothing for key in distinct.tolist()]
         return jagged([known[at] for at in place.tolist()])
+
+
+def keys_of(entities: Sequence[Entity]) -> Keys:
+    """uint64 [n]"""
+    return np.array([key64(each.entity_type, each.entity, each.tenant) for each in entities], np.uint64)
 
 
 def jagged(parts: list[Keys]) -> tuple[Keys, Ints]:
