@@ -52,7 +52,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Shop:
-    """The data set, its events carrying the query that would have found them. `last` [n]: 0 for a user's last action."""
+    """The data set, its events carrying the query that would find them. `last` [n]: 0 for a user's last action."""
 
     catalog: MemoryCatalog
     positives: Positives
@@ -68,7 +68,9 @@ def load(share: float = 1.0) -> Shop:
     entities = list(records.entities())
     catalog.write(entities, START)
     queries = {entity.entity: " ".join(entity.attributes.get("categories") or []) for entity in entities}
-    events = [msgspec.structs.replace(event, query=queries.get(event.entity or "") or None) for event in records.events()]
+    events = [
+        msgspec.structs.replace(event, query=queries.get(event.entity or "") or None) for event in records.events()
+    ]
     if share < 1:
         users = {event.user for event in events}
         kept = set(sorted(users)[: round(share * len(users))])
@@ -91,7 +93,9 @@ def configure(canvases: dict[str, str], epochs: int = 1, seed: int = 0, **model:
     return base.model_copy(update=update)
 
 
-def train(shop: Shop, config: Config, each: Callable[[int, RetrievalTrainer], None] = lambda *_: None) -> RetrievalTrainer:
+def train(
+    shop: Shop, config: Config, each: Callable[[int, RetrievalTrainer], None] = lambda *_: None
+) -> RetrievalTrainer:
     torch.manual_seed(config.train.seed)
     rng = np.random.default_rng(config.train.seed)
     trainer = RetrievalTrainer(new_towers(config, shop.catalog), shop.positives, config.model, config.train)
@@ -113,7 +117,9 @@ def asked(trainer: RetrievalTrainer, batch: Interactions, canvas: str) -> Reques
     return Requests(np.arange(b), place, np.full(b, canvas != "related"), source, nothing, query)
 
 
-def score(shop: Shop, trainer: RetrievalTrainer, canvas: str, nth_last: int, chunk: int = 1024) -> dict[str, NDArray[np.float64]]:
+def score(
+    shop: Shop, trainer: RetrievalTrainer, canvas: str, nth_last: int, chunk: int = 1024
+) -> dict[str, NDArray[np.float64]]:
     """HR@10 and NDCG@10 of each user's `nth_last` action: float64 [u] each."""
     data, rows = shop.positives, np.flatnonzero(shop.last == nth_last)
     entities: Keys = np.unique(data.entity)
@@ -155,7 +161,10 @@ def main() -> None:
 
         def each(epoch: int, trainer: RetrievalTrainer) -> None:
             found = {canvas: score(shop, trainer, canvas, 1) for canvas in canvases}
-            say("    " + ", ".join(f"{c}: HR {s['hr'].mean():.4f} NDCG {s['ndcg'].mean():.4f}" for c, s in found.items()))
+            say(
+                "    "
+                + ", ".join(f"{c}: HR {s['hr'].mean():.4f} NDCG {s['ndcg'].mean():.4f}" for c, s in found.items())
+            )
 
         with torch_threads(1):
             train(shop, config, each)

@@ -168,9 +168,7 @@ def _request_vector(
     return request_vector
 
 
-def _request(
-    towers: Towers, actions: NDArray[np.int64], context: Context, view: FeatureView, tenant: str
-) -> Request:
+def _request(towers: Towers, actions: NDArray[np.int64], context: Context, view: FeatureView, tenant: str) -> Request:
     history = view.history()
     action = actions[history.kind]
     rows = np.flatnonzero(action >= 0)[-HISTORY:]

@@ -74,7 +74,7 @@ class Serving:
         for user in range(30):
             context = Context(user=f"u{user}", time=self.world.events[-1].time + 1)
             with self.state.view(context) as view:
-                found.append(model.answers.user_vector(context, view, "main"))
+                found.append(model.answers.request_vector(context, view, "main"))
         return np.stack(found)
 
     def assert_same(self, one: LiveModel, other: LiveModel) -> None:

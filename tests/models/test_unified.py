@@ -131,7 +131,12 @@ def test_vectors_are_unit_and_requests_do_not_mix() -> None:
 def test_what_a_request_lacks_is_not_read(value: str) -> None:
     model, some = shaken(), requests(model_of(), 6)
     other = dataclasses.replace(some, **{value: torch.randn_like(getattr(some, value))})
-    mask = {"user": some.knows_user, "sources": some.has_sources, "fields": some.has_field[:, 0], "query": some.has_query}
+    mask = {
+        "user": some.knows_user,
+        "sources": some.has_sources,
+        "fields": some.has_field[:, 0],
+        "query": some.has_query,
+    }
     before, after = model.request(some), model.request(other)
     torch.testing.assert_close(before[~mask[value]], after[~mask[value]])
     assert not torch.allclose(before[mask[value]], after[mask[value]])  # canary

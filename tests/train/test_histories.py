@@ -11,6 +11,7 @@ from plain_histories import PlainHistories
 
 from mainstem.join.sessions import GAP, session_starts
 from mainstem.schema.batch import EventBatch
+from mainstem.schema.canvases import CanvasPlaces
 from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import key64
 from mainstem.schema.records import Event
@@ -21,7 +22,8 @@ from mainstem.train.interactions import HISTORY, Interactions, Positives, of_int
 
 T0 = 1_500_000_000_000
 INTEREST = {"purchase": 1.0, "view": 0.1}
-FIELDS = [field.name for field in dataclasses.fields(Interactions)]
+FIELDS = ("user", "entity", "interest", "time", "previous", "canvas", "query")
+NOWHERE = CanvasPlaces(())
 
 # (user, ms since the last event, a new session begins, kind)
 streams = st.lists(
@@ -51,28 +53,37 @@ def by_user(found: Interactions) -> Interactions:
     return found.take(np.lexsort((np.arange(len(found)), found.user)))
 
 
-def online(events: EventBatch, size: int, keeper: Histories | None = None) -> Interactions:
+def seen(found: Interactions) -> list[list[tuple[int, int, int]]]:
+    """What each positive's user did before its session: (entity, time, note), oldest first."""
+    past, out = found.sequences, []
+    events = list(zip(past.entity.tolist(), past.time.tolist(), past.note.tolist(), strict=True))
+    for end, length in zip((found.state + 1).tolist(), found.lengths().tolist(), strict=True):
+        out.append(events[end - length : end])
+    return out
+
+
+def online(events: EventBatch, size: int, keeper: Histories | None = None) -> list[Interactions]:
     keeper = Histories() if keeper is None else keeper
-    found, weight = of_interest(events, INTEREST)
-    parts = [
-        keeper.before(found.take(slice(at, at + size)), weight[at : at + size]) for at in range(0, len(found), size)
+    found, weight, note = of_interest(events, INTEREST, NOWHERE)
+    return [
+        keeper.before(found.take(slice(at, at + size)), weight[at : at + size], note[at : at + size])
+        for at in range(0, len(found), size)
     ]
-    return joined(parts)
 
 
-def joined(parts: list[Interactions]) -> Interactions:
-    sizes = np.concatenate([np.diff(part.offsets) for part in parts] or [np.zeros(0, np.int64)])
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts] or [getattr(Interactions.none(), name)])
-        for name in FIELDS
-        if name != "offsets"
-    }
-    return Interactions(**columns, offsets=np.concatenate([[0], np.cumsum(sizes)]))
+def by_user(parts: list[Interactions]) -> tuple[dict[str, np.ndarray], list[Any]]:
+    """All of it in the order of `Positives`: by user, then as they came."""
+    columns = {name: np.concatenate([getattr(part, name) for part in [Interactions.none(), *parts]]) for name in FIELDS}
+    order = np.argsort(columns["user"], kind="stable")
+    past = [one for part in parts for one in seen(part)]
+    return {name: column[order] for name, column in columns.items()}, [past[at] for at in order.tolist()]
 
 
-def assert_same(a: Interactions, b: Interactions) -> None:
+def assert_same(a: list[Interactions], b: list[Interactions]) -> None:
+    (columns, past), (others, its) = by_user(a), by_user(b)
     for name in FIELDS:
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+        np.testing.assert_array_equal(columns[name], others[name], err_msg=name)
+    assert past == its
 
 
 @settings(max_examples=150, deadline=None)
@@ -80,7 +91,7 @@ def assert_same(a: Interactions, b: Interactions) -> None:
 def test_online_and_offline_agree(rows: list[tuple[str, int, bool, str]], named: bool, size: int) -> None:
     events = stream_of(rows, named)
     whole = Positives.of(events, INTEREST, session_starts)
-    assert_same(by_user(online(events, size)), whole.batch(np.arange(len(whole))))
+    assert_same(online(events, size), [whole.batch(np.arange(len(whole)))])
 
 
 def test_long_histories_agree_too() -> None:
@@ -90,9 +101,9 @@ def test_long_histories_agree_too() -> None:
     ]
     events = stream_of(rows, named=True)
     whole = Positives.of(events, INTEREST, session_starts)
-    found = by_user(online(events, 64))
-    assert np.diff(found.offsets).max() == HISTORY
-    assert_same(found, whole.batch(np.arange(len(whole))))
+    found = online(events, 64)
+    assert max(int(part.lengths().max()) for part in found) == HISTORY
+    assert_same(found, [whole.batch(np.arange(len(whole)))])
 
 
 def test_canary_a_history_with_its_own_session_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +111,7 @@ def test_canary_a_history_with_its_own_session_is_caught(monkeypatch: pytest.Mon
     whole = Positives.of(events, INTEREST, session_starts)
     each_its_own = dataclasses.replace(events, session=np.arange(1, 13).astype(np.uint64))
     with pytest.raises(AssertionError):
-        assert_same(by_user(online(each_its_own, 5)), whole.batch(np.arange(len(whole))))
+        assert_same(online(each_its_own, 5), [whole.batch(np.arange(len(whole)))])
 
 
 @settings(max_examples=60, deadline=None)
@@ -131,14 +142,17 @@ how each is taken, and who is forgotten after it."""
 
 
 def wild_batch(rows: list[tuple[int, int, int]], first: int, time: int) -> tuple[EventBatch, np.ndarray]:
+    """Events, every third of the entity of the one before; and what is noted of them."""
     user, session, passed = (np.array(column, np.int64) for column in zip(*rows, strict=True))
     n = len(rows)
-    interest = np.random.default_rng(first).random(n).astype(np.float32)
+    note = np.random.default_rng(first).integers(0, 1 << 32, n, dtype=np.uint32)
+    entity = np.arange(first + 1, first + 1 + n) - (np.arange(n) % 3 == 2)
+    none = np.zeros(n, np.uint64)
     return EventBatch(
         time=time + np.cumsum(passed), user=user.astype(np.uint64), session=session.astype(np.uint64),
-        entity=np.arange(first + 1, first + 1 + n).astype(np.uint64), kind=np.zeros(n, np.int16), value=np.ones(n),
-        place=np.zeros(n, np.uint64), offset=np.full(n, -1), kinds=("purchase",),
-    ), interest  # fmt: skip
+        entity=entity.astype(np.uint64), kind=np.zeros(n, np.int16), value=np.ones(n), place=none,
+        offset=np.full(n, -1), canvas=none, query=none, kinds=("purchase",),
+    ), note  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None)
@@ -146,13 +160,14 @@ def wild_batch(rows: list[tuple[int, int, int]], first: int, time: int) -> tuple
 def test_whatever_comes_it_is_what_plain_lists_say(turns: list[Any]) -> None:
     keeper, plain, first, time = Histories(), PlainHistories(GAP), 0, T0
     for rows, how, forgotten in turns:
-        batch, interest = wild_batch(rows, first, time)
+        batch, note = wild_batch(rows, first, time)
         first, time = first + len(batch), int(batch.time[-1])
-        expected = plain.before(batch, interest)
+        expected = plain.before(batch, note)
         if how == "fold":
-            keeper.fold(batch, interest)
+            keeper.fold(batch, note)
         else:
-            assert_same(keeper.before(batch, interest), expected)
+            found = keeper.before(batch, np.ones(len(batch), np.float32), note)
+            assert list(zip(seen(found), found.previous.tolist(), strict=True)) == expected
         if how == "checkpoint":
             copy = Histories()
             copy.load(keeper.state())
@@ -160,9 +175,6 @@ def test_whatever_comes_it_is_what_plain_lists_say(turns: list[Any]) -> None:
         keeper.forget(np.array(sorted(forgotten), np.uint64))
         plain.forget(sorted(forgotten))
         assert len(keeper) == len(plain.users)
-        old = Histories()
-        old.load(plain.rings())
-        assert_same_state(old.state(), keeper.state())
 
 
 def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -172,19 +184,13 @@ def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
         assert array.dtype == b[name].dtype, name
 
 
-def test_a_checkpoint_with_rings_goes_on_as_if_nothing_had_been() -> None:
-    """Rings that have gone round, at every place of the block."""
-    rows = [("uvwx"[i % 4], 1000 * (i % 7), i % 3 == 0, "purchase") for i in range(700)]
-    events = stream_of(rows, named=True)
-    found, weight = of_interest(events, INTEREST)
-    for cut in (10, 333, 334, 335, 690):
-        keeper, plain, old = Histories(), PlainHistories(GAP), Histories()
-        for one in (keeper.before, plain.before):
-            one(found.take(slice(0, cut)), weight[:cut])
-        old.load(plain.rings())
-        rest = found.take(slice(cut, None)), weight[cut:]
-        assert_same(old.before(*rest), keeper.before(*rest))
-        assert_same_state(old.state(), keeper.state())
+def test_events_of_one_session_share_what_was_before_it() -> None:
+    rows = [("u", 1, True, "purchase"), ("u", DAY, True, "purchase"), ("v", 1, True, "purchase"),
+            ("u", 1, False, "purchase"), ("u", DAY, True, "purchase")]  # fmt: skip
+    (found,) = online(stream_of(rows, named=True), 10)
+    assert found.state.tolist() == [-1, 0, -1, 0, 3]
+    assert found.sequences.offsets.tolist() == [0, 1, 4]
+    assert found.sequences.asked.tolist() == found.time[[1, 4]].tolist()
 
 
 @pytest.mark.parametrize("name", ["past", "waiting", "entity"])
@@ -195,10 +201,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(name: str) -> None:
     state[name] = state[name] + 1 if name != "entity" else state[name][:-1]
     with pytest.raises(StoreError, match="do not fit"):
         Histories().load(state)
-    rings = PlainHistories(GAP).rings()
-    rings["ring_entity"] = rings["ring_entity"][:, :-1]
-    with pytest.raises(StoreError, match="do not fit"):
-        Histories().load(rings)
 
 
 def test_who_is_forgotten_has_no_past_and_nothing_of_it_is_kept() -> None:
@@ -218,7 +220,7 @@ def test_who_is_forgotten_has_no_past_and_nothing_of_it_is_kept() -> None:
     row = state["user"].tolist().index(key64("user", "x"))
     assert (state["past"][row], state["waiting"][row]) == (0, 1)
     again = stream_of([("u", DAY * 30, True, "purchase")], named=True)
-    assert np.diff(online(again, 1, keeper).offsets).tolist() == [0]
+    assert online(again, 1, keeper)[0].state.tolist() == [-1]
 
 
 def test_users_not_seen_for_long_expire() -> None:
@@ -240,7 +242,7 @@ def test_room_is_used_again() -> None:
 def test_memory_is_in_proportion_to_what_is_held() -> None:
     """Users with one event take one block each, whatever room a long history would need."""
     keeper, n = Histories(), 3000
-    batch, interest = wild_batch([(user + 1, 0, 1) for user in range(n)], 0, T0)
-    keeper.fold(batch, interest)
+    batch, note = wild_batch([(user + 1, 0, 1) for user in range(n)], 0, T0)
+    keeper.fold(batch, note)
     slots = keeper.nbytes() - n * (BLOCK + USER.itemsize)
     assert 32 * n <= slots <= 64 * n

@@ -94,9 +94,7 @@ def test_every_encoder_learns_it_by_every_way_over_the_past(encoder: str, window
 
 def related(towers: Towers) -> list[np.ndarray]:
     """A stranger's requests beside an even and an odd item."""
-    return [
-        towers.request_vector(Request(SIMILAR, 0, past(NOTHING), ITEM_KEYS[p : p + 1], 0, NOTHING)) for p in (0, 1)
-    ]
+    return [towers.request_vector(Request(SIMILAR, 0, past(NOTHING), ITEM_KEYS[p : p + 1], 0, NOTHING)) for p in (0, 1)]
 
 
 def test_related_items_need_no_user(learned: RetrievalTrainer) -> None:

@@ -22,8 +22,15 @@ __all__ = ["ROW", "UserHistory"]
 Ints = NDArray[np.int64]
 
 ROW = np.dtype(
-    [("time", "i8"), ("entity", "u8"), ("session", "u8"), ("place", "u8"), ("value", "f4"), ("kind", "i2"),
-     ("canvas", "i2")],
+    [
+        ("time", "i8"),
+        ("entity", "u8"),
+        ("session", "u8"),
+        ("place", "u8"),
+        ("value", "f4"),
+        ("kind", "i2"),
+        ("canvas", "i2"),
+    ],
     align=True,
 )
 

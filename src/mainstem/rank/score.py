@@ -25,9 +25,10 @@ RELATION = "relation"
 class ModelVersion:
     """One trained version, ready to answer: towers, their index (law 8: they swap together), ranking network.
 
-    `request_vector(context, view, tenant)` -> float32 [dim], zeros where nothing is known; `embed(keys)` -> unit vectors [n, dim] for the index;
-    `scores(x [n, f])` -> float32 [n, len(heads)], probabilities or values; `inputs` names the columns of x: the
-    features and what `rank_inputs` adds; `canvases`: those that it tells apart. version: of the dense part; sparse_version: of the rows.
+    `request_vector(context, view, tenant)` -> float32 [dim], zeros where nothing is known; `embed(keys)` -> unit
+    vectors [n, dim] for the index; `scores(x [n, f])` -> float32 [n, len(heads)], probabilities or values; `inputs` names the
+    columns of x: the features and what `rank_inputs` adds; `canvases`: those that it tells apart. version: of the dense
+    part; sparse_version: of the rows.
     """
 
     line: str
@@ -48,8 +49,8 @@ def extra_inputs(canvases: Sequence[str]) -> tuple[str, ...]:
 
 
 def rank_inputs(model: ModelVersion, context: Context, view: FeatureView, tenant: str, keys: Keys) -> Floats:
-    """What the ranking network eats: feature values, then how near each candidate is to the request (`two_tower`) and to
-    its source entities (in the graph and by vector; 0 without sources), then which canvas asks: [n, f].
+    """What the ranking network eats: feature values, then how near each candidate is to the request (`two_tower`) and
+    to its source entities (in the graph and by vector; 0 without sources), then which canvas asks: [n, f].
 
     The one definition used by serving and by training's replay alike.
     """
@@ -59,11 +60,18 @@ def rank_inputs(model: ModelVersion, context: Context, view: FeatureView, tenant
     extra[:, 0] = vectors @ asked if asked.any() else 0.0
     if context.sources:
         sources = keys64(context.source_type, context.sources, tenant)
-        found = view.neighbours(sources, np.ones(len(sources), np.float32), NEIGHBOURS)
-        order = np.argsort(found.keys)
-        at = order[np.minimum(np.searchsorted(found.keys, keys, sorter=order), max(len(found) - 1, 0))] if len(found) else 0
-        extra[:, 1] = np.where(found.keys[at] == keys, found.scores[at], 0.0) if len(found) else 0.0
+        extra[:, 1] = _near(view, sources, keys)
         extra[:, 2] = vectors @ model.index.vectors(sources).mean(axis=0)
     if context.canvas in model.canvases:
         extra[:, len(EXTRA) + model.canvases.index(context.canvas)] = 1.0
     return np.column_stack([view.values(keys), extra]).astype(np.float32, copy=False)
+
+
+def _near(view: FeatureView, sources: Keys, keys: Keys) -> Floats:
+    """How strongly each candidate co-occurs with the sources: float32 [n]."""
+    found = view.neighbours(sources, np.ones(len(sources), np.float32), NEIGHBOURS)
+    if not len(found):
+        return np.zeros(len(keys), np.float32)
+    order = np.argsort(found.keys)
+    at = order[np.minimum(np.searchsorted(found.keys, keys, sorter=order), len(found) - 1)]
+    return np.where(found.keys[at] == keys, found.scores[at], np.float32(0))

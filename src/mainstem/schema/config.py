@@ -342,20 +342,23 @@ class Config(_Section):
     data: str = "./mainstem-data"
     """The data directory; relative to the file's own folder."""
     storage: StorageConfig = StorageConfig()
-    events: dict[Name, EventConfig] = {
-        "purchase": EventConfig(owned=True, interest=1.0),
-        "rating": EventConfig(owned=True, interest=1.0),
-        "like": EventConfig(interest=1.0),
-        "click": EventConfig(interest=0.3),
-        "view": EventConfig(interest=0.1),
-        "watch": EventConfig(interest=1.0),
-        "impression": EventConfig(interest=0.0),
-    }
+    events: dict[Name, EventConfig] = Field(
+        default={
+            "purchase": EventConfig(owned=True, interest=1.0),
+            "rating": EventConfig(owned=True, interest=1.0),
+            "like": EventConfig(interest=1.0),
+            "click": EventConfig(interest=0.3),
+            "view": EventConfig(interest=0.1),
+            "watch": EventConfig(interest=1.0),
+            "impression": EventConfig(interest=0.0),
+        },
+        max_length=255,
+    )
     """Kinds of events. `alias` and `hide` are built in and need no entry."""
     heads: dict[Name, HeadConfig] = Field(default={"purchase": HeadConfig(event="purchase")}, min_length=1)
     entities: dict[Name, EntityTypeConfig] = {"item": EntityTypeConfig()}
     canvases: dict[Name, CanvasConfig] = Field(
-        default={"home": CanvasConfig(), "similar": CanvasConfig(learns_from="previous")}, min_length=1
+        default={"home": CanvasConfig(), "similar": CanvasConfig(learns_from="previous")}, min_length=1, max_length=255
     )
     features: FeatureConfig = FeatureConfig()
     model: ModelConfig = ModelConfig()

@@ -192,8 +192,8 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A user's latest events of interest, oldest first: entity, kind, value, time and canvas (as `CanvasPlaces` has it),
-    [m] each."""
+    """A user's latest events of interest, oldest first: entity, kind, value, time and canvas (a place as `CanvasPlaces`
+    gives it), [m] each."""
 
     entity: Keys
     kind: NDArray[np.int16]

@@ -37,7 +37,8 @@ BLOCK = 64
 """Bytes of a block: keys, times and notes of its events, and the next block's number (-1: none)."""
 USER = np.dtype(
     [
-        ("key", "u8"), ("session", "u8"), ("last", "i8"), ("latest", "u8"), ("before", "u8"), ("head", "i4"), ("middle", "i4"), ("tail", "i4"),
+        ("key", "u8"), ("session", "u8"), ("last", "i8"), ("latest", "u8"), ("before", "u8"),
+        ("head", "i4"), ("middle", "i4"), ("tail", "i4"),
         ("waiting", "i4"), ("past", "u1"), ("first", "u1"), ("filled", "u1"),
     ],
     align=True,
@@ -252,8 +253,8 @@ class Histories:
     def state(self) -> dict[str, Any]:
         """Everything, by user key: equal contents, equal arrays.
 
-            user, session, last, latest, before, past, waiting [u]; entity, time, note [t]: each user's events, oldest first, of
-            which the first `past` lie before the open session
+            user, session, last, latest, before, past, waiting [u]; entity, time, note [t]: each user's events, oldest
+            first, of which the first `past` lie before the open session
         """  # fmt: skip
         rows = self._held()
         rows = rows[np.argsort(self._users["key"][rows])]

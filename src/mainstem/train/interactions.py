@@ -40,8 +40,8 @@ def notes(action: NDArray[Any], canvas: NDArray[Any], value: NDArray[Any]) -> No
 class Sequences:
     """What c users did, each oldest first, jagged.
 
-    entity uint64 [t]; note uint32 [t]: see `notes`; time int64 [t], ms; asked int64 [c]: when what follows each was asked
-    for; offsets int64 [c + 1]
+    entity uint64 [t]; note uint32 [t]: see `notes`; time int64 [t], ms; asked int64 [c]: when what follows each was
+    asked for; offsets int64 [c + 1]
     """
 
     entity: Keys
@@ -152,7 +152,8 @@ def of_interest(
 class Positives:
     """All events of interest, sorted by user and time; an event's history is what lies before its session.
 
-    user uint64 [n], entity uint64 [n], note uint32 [n], time int64 [n], interest float32 [n]; previous, canvas, query uint64 [n]: see `Interactions`; `begin` int64 [n] the place where the user's events begin, `session` int64
+    user uint64 [n], entity uint64 [n], note uint32 [n], time int64 [n], interest float32 [n]; previous, canvas, query
+    uint64 [n]: see `Interactions`; `begin` int64 [n] the place where the user's events begin, `session` int64
     [n] the place before which the history of the event ends: all that lies there happened strictly before the first
     event of its session (law 4).
     """
@@ -238,8 +239,8 @@ class Positives:
         return np.column_stack([first[found.user] + found.start, first[found.user] + found.stop])
 
     def window_batch(self, windows: Ints, wanted: NDArray[np.bool_]) -> Interactions:
-        """The positives that are `wanted` of these chunks int64 [c, 2] of histories: all events but a chunk's first ones,
-        whose session began before it."""
+        """The positives that are `wanted` of these chunks int64 [c, 2] of histories: all events but a chunk's first
+        ones, whose session began before it."""
         begins, stops = windows[:, 0], windows[:, 1]
         sequences, offsets = self._sequences(begins, stops, self.time[stops - 1])
         rows, _ = ranges(begins, stops)

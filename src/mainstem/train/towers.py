@@ -162,9 +162,7 @@ class Towers:
         weights = np.repeat(1 / np.maximum(sizes, 1), sizes).astype(np.float32)
         return self.module.body(gathered.rows, places, torch.from_numpy(offsets), torch.from_numpy(weights))
 
-    def request_batch(
-        self, gathered: Gathered, layout: Layout, batch: Interactions, requests: Requests
-    ) -> Tensor:
+    def request_batch(self, gathered: Gathered, layout: Layout, batch: Interactions, requests: Requests) -> Tensor:
         """Vectors [m, dim] of the requests that were gathered."""
         states = self.module.states(self._histories(gathered, layout.past, layout.event, batch.sequences))
         told = torch.from_numpy(np.where(requests.personal, batch.state[requests.positive], -1))

@@ -33,7 +33,7 @@ def word_keys(text: str, most: int) -> Keys:
 class Words:
     """The words of the entities of a catalogue, read once each and kept as keys: 8 bytes a word and 12 an entity.
 
-    most: words of a text that count; 0 for none. `forget` says whose text has changed. Safe to use from several threads.
+    most: words of a text that count; 0 for none. `forget` says whose text has changed. Safe for several threads.
     """
 
     def __init__(self, catalog: Catalog, most: int) -> None:
