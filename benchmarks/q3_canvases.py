@@ -13,9 +13,7 @@ same configuration that knows the one canvas, and sees as many examples of it as
 what `one` saw; their seconds are added up. Epochs were chosen on validation for `next`, and are the same for all.
 The goal: on every canvas within one standard error of the paired difference over seeds, or better.
 
-Ablations of `one`, one seed: --ablate.
-
-    python benchmarks/q3_canvases.py [--seeds 3] [--epochs 20] [--ablate] [--valid] [--users 0.2]
+    python benchmarks/q3_canvases.py [--seeds 3] [--epochs 3] [--valid] [--users 0.2] [--model JSON]
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from mainstem import catalog as catalogs
 from mainstem import datasets
 from mainstem.catalog import MemoryCatalog
 from mainstem.schema.batch import EventBatch
-from mainstem.schema.config import CanvasConfig, Config
+from mainstem.schema.config import CanvasConfig, Config, ModelConfig
 from mainstem.schema.ids import Keys
 from mainstem.schema.position import START
 from mainstem.train import RetrievalTrainer, new_towers
@@ -47,6 +45,7 @@ from mainstem.train.threads import torch_threads
 
 CANVASES = {"search": "query", "next": "events", "related": "previous"}
 AT = 10
+EPOCHS = 3
 Ints = NDArray[np.int64]
 
 
@@ -111,7 +110,7 @@ def asked(trainer: RetrievalTrainer, batch: Interactions, canvas: str) -> Reques
     """What each canvas knows of a test action."""
     b, canvases = len(batch), trainer.towers.canvases
     nothing = np.zeros(b, np.uint64)
-    place = np.full(b, canvases.place(canvas))
+    place = np.full(b, canvases.places.of(canvas))
     source = batch.previous if canvas == "related" else nothing
     query = batch.query if canvas == "search" else nothing
     return Requests(np.arange(b), place, np.full(b, canvas != "related"), source, nothing, query)
@@ -144,38 +143,68 @@ def score(
     return {"hr": np.concatenate(hits).astype(np.float64), "ndcg": np.concatenate(gains)}
 
 
+def arms(shop: Shop, epochs: int, seed: int, model: dict[str, Any]) -> dict[str, Any]:
+    """Test scores of users by canvas, of `one` and of each canvas' own model; and the seconds that each took."""
+    out: dict[str, Any] = {"scores": {}, "seconds": {}}
+    for name, canvases in {"one": CANVASES, **{f"{c} alone": {c: how} for c, how in CANVASES.items()}}.items():
+        began = time.monotonic()
+        trainer = train(shop, configure(canvases, epochs, seed, **model))
+        out["seconds"][name] = round(time.monotonic() - began, 1)
+        out["scores"][name] = {canvas: score(shop, trainer, canvas, 0) for canvas in canvases}
+        for canvas, found in out["scores"][name].items():
+            say(f"seed {seed} {name}, {canvas}: " + ", ".join(f"{m} {v.mean():.4f}" for m, v in found.items()))
+    return out
+
+
+def report(seeds: list[dict[str, Any]], epochs: int, model: dict[str, Any], keep: bool) -> None:
+    with Bench("q3_canvases", metric="canvases on which one model is not worse", goal=len(CANVASES)) as bench:
+        good = 0
+        for canvas in CANVASES:
+            for metric in ("ndcg", "hr"):
+                one, alone = (
+                    np.array([seed["scores"][name][canvas][metric].mean() for seed in seeds])
+                    for name in ("one", f"{canvas} alone")
+                )
+                error = float((one - alone).std(ddof=1) / len(seeds) ** 0.5) if len(seeds) > 1 else float("nan")
+                gain = float((one - alone).mean())
+                bench.part(
+                    f"{canvas}, {metric}@{AT}", metric="gain of one model over its own", ours=gain,
+                    goal=-error if len(seeds) > 1 else None, one=round(float(one.mean()), 4),
+                    alone=round(float(alone.mean()), 4), error=round(error, 5),
+                    seeds={"one": one.round(5).tolist(), "alone": alone.round(5).tolist()},
+                )  # fmt: skip
+                good += metric == "ndcg" and gain >= -error
+        seconds = {name: [seed["seconds"][name] for seed in seeds] for name in seeds[0]["seconds"]}
+        bench.report(
+            ours=good, peer=None, peer_name="a model for each canvas", keep=keep, seconds_of=seconds, epochs=epochs,
+            model=model,
+        )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--users", type=float, default=1.0)
-    parser.add_argument("--valid", action="store_true", help="score validation after each epoch of `one`, no report")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
+    parser.add_argument("--valid", action="store_true", help="score validation after each epoch, and report nothing")
     parser.add_argument("--model", default="{}", help="JSON of changes to `model`")
-    parser.add_argument("--alone", default="", help="with --valid: one canvas alone")
+    parser.add_argument("--alone", choices=list(CANVASES), help="with --valid: this canvas alone")
     args = parser.parse_args()
-    shop = load(args.users)
-    changes = json.loads(args.model)
-    if args.valid:
-        canvases = {args.alone: CANVASES[args.alone]} if args.alone else CANVASES
-        config = configure(canvases, args.epochs, **typed(changes))
+    shop, changes = load(args.users), json.loads(args.model)
+    model = {name: getattr(ModelConfig.model_validate(changes), name) for name in changes}
+    with torch_threads(1):
+        if args.valid:
+            canvases = {args.alone: CANVASES[args.alone]} if args.alone else CANVASES
 
-        def each(epoch: int, trainer: RetrievalTrainer) -> None:
-            found = {canvas: score(shop, trainer, canvas, 1) for canvas in canvases}
-            say(
-                "    "
-                + ", ".join(f"{c}: HR {s['hr'].mean():.4f} NDCG {s['ndcg'].mean():.4f}" for c, s in found.items())
-            )
+            def each(epoch: int, trainer: RetrievalTrainer) -> None:
+                found = {canvas: score(shop, trainer, canvas, 1) for canvas in canvases}
+                lines = (f"{c}: HR {s['hr'].mean():.4f} NDCG {s['ndcg'].mean():.4f}" for c, s in found.items())
+                say("    " + ", ".join(lines))
 
-        with torch_threads(1):
-            train(shop, config, each)
-        return
-
-
-def typed(changes: dict[str, Any]) -> dict[str, Any]:
-    from mainstem.schema.config import ModelConfig
-
-    whole = ModelConfig.model_validate(changes)
-    return {name: getattr(whole, name) for name in changes}
+            train(shop, configure(canvases, args.epochs, **model), each)
+            return
+        found = [arms(shop, args.epochs, seed, model) for seed in range(args.seeds)]
+    report(found, args.epochs, changes, keep=args.users == 1.0 and args.seeds >= 3)
 
 
 if __name__ == "__main__":

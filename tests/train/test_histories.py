@@ -48,11 +48,6 @@ def stream_of(rows: list[tuple[str, int, bool, str]], named: bool) -> EventBatch
     return EventBatch.of(events)
 
 
-def by_user(found: Interactions) -> Interactions:
-    """The order of `Positives`: by user, then as they came."""
-    return found.take(np.lexsort((np.arange(len(found)), found.user)))
-
-
 def seen(found: Interactions) -> list[list[tuple[int, int, int]]]:
     """What each positive's user did before its session: (entity, time, note), oldest first."""
     past, out = found.sequences, []

@@ -26,9 +26,9 @@ class ModelVersion:
     """One trained version, ready to answer: towers, their index (law 8: they swap together), ranking network.
 
     `request_vector(context, view, tenant)` -> float32 [dim], zeros where nothing is known; `embed(keys)` -> unit
-    vectors [n, dim] for the index; `scores(x [n, f])` -> float32 [n, len(heads)], probabilities or values; `inputs` names the
-    columns of x: the features and what `rank_inputs` adds; `canvases`: those that it tells apart. version: of the dense
-    part; sparse_version: of the rows.
+    vectors [n, dim] for the index; `scores(x [n, f])` -> float32 [n, len(heads)], probabilities or values; `inputs`
+    names the columns of x: the features and what `rank_inputs` adds; `canvases`: those that it tells apart. version: of
+    the dense part; sparse_version: of the rows.
     """
 
     line: str

@@ -157,6 +157,8 @@ class TwoTower:
 
     def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
         model = question.model or self.current()
+        if len(question.sources) and not model.index.vectors(question.sources).any():
+            return Scored.none  # what is asked beside is not known here; the user alone is another question
         query = model.request_vector(question.context, view, question.tenant)
         if not query.any():
             return Scored.none
