@@ -58,7 +58,7 @@ def newest(world: World) -> KeptCatalog:
 
 
 def known(online: OnlineTrainer) -> dict[int, bytes]:
-    return online.learner.catalog.revisions()
+    return online.learner.catalog.state().revisions
 
 
 def test_a_start_reads_the_log_from_the_snapshot_on_and_knows_the_same(world: World, reads: list[int]) -> None:
@@ -121,7 +121,7 @@ def test_one_made_by_another_rule_is_left(world: World, caplog: pytest.LogCaptur
     item = EntityTypeConfig(attributes={"parity": "category"}, from_events=False)
     world.config = world.config.model_copy(update={"entities": {"item": item}})
     world.trainer()
-    assert "another `from_events`" in caplog.text
+    assert "by other attributes, `from_events`" in caplog.text
 
 
 def test_one_that_is_too_old_to_name_the_erased_is_left(
