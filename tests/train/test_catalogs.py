@@ -135,6 +135,17 @@ def test_one_that_is_too_old_to_name_the_erased_is_left(
     assert "erasures since it was kept may have lost" in caplog.text
 
 
+def test_one_that_is_ahead_of_its_snapshot_is_left(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What comes between would be written a second time, over what is newer."""
+    snapshot = world.store.load("main", world.store.versions("main")[-1], training=True)
+    extras = dict(snapshot.manifest.extras)
+    extras["catalog"] = extras["catalog"] | {"position": str(world.log.end())}
+    meta = SnapshotMeta(fingerprint="checkerboard", position=snapshot.position, extras=extras)
+    world.store.save("main", snapshot.tensors, snapshot.tables, meta, snapshot.training)
+    assert world.trainer().learner.catalog.position() == snapshot.position
+    assert "further than the snapshot" in caplog.text
+
+
 @pytest.mark.parametrize("rolled_back", [False, True])
 def test_an_erased_entity_does_not_come_back(world: World, rolled_back: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Also one whose description bears a later time than the erasure, and where the rollback's place is after it."""

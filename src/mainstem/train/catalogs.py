@@ -38,11 +38,11 @@ def _fingerprint(config: Config) -> str:
     return digest128(EventEntities.of(config).fingerprint + columns_fingerprint(config.entities)).hex()
 
 
-def take_up(store: KeptCatalogs, manifest: Manifest, learner: OnlineLearner) -> bool:
-    """Load the catalogue kept beside a snapshot into a learner that has none yet; whether it did."""
+def take_up(store: KeptCatalogs, manifest: Manifest, learner: OnlineLearner) -> None:
+    """Load the catalogue kept beside a snapshot, if it is good, into a learner that has none yet."""
     kept = KeptCatalog.of(manifest)
     if kept is None or learner.catalog.position() != START:
-        return False
+        return
     config = learner.config
     try:
         if kept.fingerprint != _fingerprint(config):
@@ -55,5 +55,3 @@ def take_up(store: KeptCatalogs, manifest: Manifest, learner: OnlineLearner) -> 
         learner.catalog.load(from_arrays(store.load(manifest.line, kept), position))
     except (StoreError, InvalidRecord) as error:
         _log.warning("the catalogue beside %s is not taken up, the log is read instead: %s", manifest.version, error)
-        return False
-    return True

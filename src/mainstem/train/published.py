@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from mainstem import catalog as catalogs
+from mainstem.catalog import State as CatalogState
 from mainstem.schema.config import Config
 from mainstem.schema.errors import Incompatible, MainstemError, StoreError
 from mainstem.schema.position import Position
@@ -39,7 +39,7 @@ class State:
     table: dict[str, NDArray[Any]]
     training: dict[str, NDArray[Any]]
     tree: Any
-    catalog: catalogs.State
+    catalog: CatalogState
     taken: int
 
 
