@@ -141,7 +141,8 @@ class MemoryCatalog:
         return {**fixed, **categories, **{f"number.{name}": column for name, column in self._numbers.items()}}
 
     def _grow(self, capacity: int) -> None:
-        for column in (*self._plain().values(), *self._tags.values()):
+        columns: list[Column | TagsColumn] = [*self._plain().values(), *self._tags.values()]
+        for column in columns:
             column.grow(capacity)
         keys = np.zeros(capacity, np.uint64)
         keys[: len(self._keys)] = self._keys
