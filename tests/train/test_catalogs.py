@@ -58,7 +58,7 @@ def newest(world: World) -> KeptCatalog:
 
 
 def known(online: OnlineTrainer) -> dict[int, bytes]:
-    return online.learner.catalog.revisions()
+    return online.learner.catalog.state().revisions
 
 
 def test_a_start_reads_the_log_from_the_snapshot_on_and_knows_the_same(world: World, reads: list[int]) -> None:
@@ -121,7 +121,7 @@ def test_one_made_by_another_rule_is_left(world: World, caplog: pytest.LogCaptur
     item = EntityTypeConfig(attributes={"parity": "category"}, from_events=False)
     world.config = world.config.model_copy(update={"entities": {"item": item}})
     world.trainer()
-    assert "another `from_events`" in caplog.text
+    assert "by other attributes, `from_events`" in caplog.text
 
 
 def test_one_that_is_too_old_to_name_the_erased_is_left(
@@ -133,6 +133,17 @@ def test_one_that_is_too_old_to_name_the_erased_is_left(
     monkeypatch.setattr(catalogs, "now_ms", lambda: now_ms() + 16 * DAY)
     world.trainer()
     assert "erasures since it was kept may have lost" in caplog.text
+
+
+def test_one_that_is_ahead_of_its_snapshot_is_left(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What comes between would be written a second time, over what is newer."""
+    snapshot = world.store.load("main", world.store.versions("main")[-1], training=True)
+    extras = dict(snapshot.manifest.extras)
+    extras["catalog"] = extras["catalog"] | {"position": str(world.log.end())}
+    meta = SnapshotMeta(fingerprint="checkerboard", position=snapshot.position, extras=extras)
+    world.store.save("main", snapshot.tensors, snapshot.tables, meta, snapshot.training)
+    assert world.trainer().learner.catalog.position() == snapshot.position
+    assert "further than the snapshot" in caplog.text
 
 
 @pytest.mark.parametrize("rolled_back", [False, True])

@@ -202,6 +202,19 @@ def test_what_is_passed_over_still_forgets_and_is_still_known(base: Path, tmp_pa
     assert int(user[0]) not in served(world)[0]
 
 
+def test_a_refusal_beside_a_new_base_that_has_seen_more_stays_with_it(base: Path, tmp_path: Path) -> None:
+    world = world_of(base, tmp_path)
+    online = world.trainer()
+    drain(online, publish_every=1, most=2)
+    online.step()
+    made = world.store.rollback("main", world.store.versions("main")[0], world.log.end())
+    with torch.no_grad():
+        online.learner.towers.module.blend.fill_(float("nan"))
+    assert not online.publish()
+    assert online.place.base == made
+    assert online.position == world.log.end()
+
+
 def test_a_ranking_network_that_is_left_to_rebuilds_is_no_reason_to_refuse(base: Path, tmp_path: Path) -> None:
     world = world_of(base, tmp_path, ranking_learning_rate=0.0)
     online = world.trainer()

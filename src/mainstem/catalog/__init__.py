@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mainstem.catalog.bare import EventEntities
-from mainstem.catalog.kept import from_arrays, to_arrays
+from mainstem.catalog.kept import State, columns_fingerprint, from_arrays, to_arrays
 from mainstem.catalog.memory import MemoryCatalog
 from mainstem.schema.config import EntityTypeConfig
 from mainstem.schema.errors import ConfigError
 
-__all__ = ["EventEntities", "MemoryCatalog", "from_arrays", "open", "to_arrays"]
+__all__ = ["EventEntities", "MemoryCatalog", "State", "columns_fingerprint", "from_arrays", "open", "to_arrays"]
 
 
 def open(url: str, *, entities: Mapping[str, EntityTypeConfig], readonly: bool = False) -> MemoryCatalog:

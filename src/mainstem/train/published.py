@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
+from mainstem.catalog import State as CatalogState
 from mainstem.schema.config import Config
 from mainstem.schema.errors import Incompatible, MainstemError, StoreError
 from mainstem.schema.position import Position
@@ -31,38 +32,36 @@ _log = logging.getLogger(__name__)
 class State:
     """A copy of everything, safe to write while learning goes on.
 
-    revisions: the catalogue's, as of the log position `seen` and the wall-clock time `taken` (ms).
+    catalog: as of the wall-clock time `taken` (ms).
     """
 
     dense: dict[str, NDArray[Any]]
     table: dict[str, NDArray[Any]]
     training: dict[str, NDArray[Any]]
     tree: Any
-    revisions: dict[int, bytes]
-    seen: Position
+    catalog: CatalogState
     taken: int
 
 
 def state_of(learner: OnlineLearner, guard: Guard) -> State:
     """A copy of the learner's state as of now."""
     arrays, tree = flatten({"learner": learner.state(), "guard": guard.state()})
-    catalog, table = learner.catalog, learner.towers.table
-    return State(learner.dense(), table.state(), arrays, tree, catalog.revisions(), catalog.position(), now_ms())
+    return State(learner.dense(), learner.towers.table.state(), arrays, tree, learner.catalog.state(), now_ms())
 
 
 def adopt(
-    snapshot: Snapshot, learner: OnlineLearner, guard: Guard, log: Log, catalogs: KeptCatalogs | None = None
+    snapshot: Snapshot, learner: OnlineLearner, guard: Guard, log: Log, kept: KeptCatalogs | None = None
 ) -> tuple[OnlineLearner, Guard]:
     """Bring an untrained learner and guard to where the snapshot stands; its catalogue from the one kept beside the
-    snapshot, where `catalogs` has it, and the log from there.
+    snapshot, where `kept` has it, and the log from there.
 
     Raises StoreError where it does not fit, Incompatible where it lacks a part that an older release did not write.
     """
     name = snapshot.manifest.version
     if TABLE not in snapshot.tables or "state" not in snapshot.manifest.extras:
         raise StoreError(f"{name} holds nothing to go on training from: run `mainstem train`")
-    if catalogs is not None:
-        take_up(catalogs, snapshot.manifest, learner)
+    if kept is not None:
+        take_up(kept, snapshot.manifest, learner)
     learner.catch_up(log, snapshot.position)
     state = unflatten(snapshot.training, snapshot.manifest.extras["state"])
     learner.towers.table.load(snapshot.tables[TABLE])
@@ -84,7 +83,7 @@ def save_state(
     store: Snapshots, line: str, state: State, meta: SnapshotMeta, config: Config, expect: str | None = None
 ) -> str:
     """Save a state with its catalogue beside it; the version. Raises what `Snapshots.save` raises."""
-    kept = keep(store.catalogs, line, state.revisions, state.seen, state.taken, config)
+    kept = keep(store.catalogs, line, state.catalog, state.taken, config)
     meta = msgspec.structs.replace(meta, extras={**meta.extras, **kept})
     return store.save(line, state.dense, {TABLE: state.table}, meta, state.training, expect=expect)
 

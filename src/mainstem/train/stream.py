@@ -95,7 +95,6 @@ class OnlineTrainer:
     ) -> None:  # fmt: skip
         self.config, self.log, self.store, self.line = config, log, store, line
         self.online, self.fingerprint = config.train.online, fingerprint
-        self.new_learner = new_learner
         self.status = Status()
         self.guard = Guard(self.online)
         self._every = {
@@ -245,8 +244,9 @@ class OnlineTrainer:
         self.status.last_refusal = why
         self.recover()
         self._torn = True  # until a delta says what is passed over
-        self.status.passed_over += pass_over(self.learner, self.log, self.position, bad)
-        self.position = bad
+        if self.position.offset() < bad.offset():  # not where a newer base has seen more
+            self.status.passed_over += pass_over(self.learner, self.log, self.position, bad)
+            self.position = bad
         # A delta without cuts says so: a restart passes over these records too, and its guard remembers as this one.
         changes = self.learner.towers.table.take_changes()
         self._send(self._delta(changes, None, refused_levels=refusal.levels))

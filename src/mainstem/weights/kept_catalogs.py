@@ -59,7 +59,7 @@ class KeptCatalogs:
         self.files = files
 
     def put(self, line: str, contents: Arrays) -> FileSum:
-        """Write one, durable on return, unless the line has it already. Raises StoreError where it cannot be written."""
+        """Write one, durable on return, unless the line has it. Raises StoreError where it cannot be written."""
         found = summed(arrays.encode(contents))
         name = _name(line, found.sha256)
         try:
