@@ -43,7 +43,7 @@ LINKS = 272
 """Of a vector in the graph: links of the lowest layer and above."""
 GRAPH_FROM = 200_000
 """Vectors above which an index has a graph."""
-NAME, MOST_NAMES = 283, 1 << 20
+NAME, MOST_NAMES = 283, 1 << 14
 """Of a name whose key a process remembers (`schema.ids.key64`), and how many it remembers at most."""
 
 
