@@ -57,7 +57,7 @@ class Shape:
     neighbours          of an item (features.neighbours at most); 0: at most
     values, pairs       attribute values with a row; pairs of place and item
     record              bytes of a catalogue record, encoded
-    batch               events in a commit of the feature state: 50,000 while it catches up, few in live traffic
+    batch               events in a commit of the feature state: 20,000 while it catches up, few in live traffic
     """
 
     users: int
@@ -70,7 +70,7 @@ class Shape:
     values: int = 0
     pairs: int = 0
     record: float = 150.0
-    batch: int = 50_000
+    batch: int = 20_000
 
 
 @dataclass(frozen=True, slots=True)

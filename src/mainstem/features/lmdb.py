@@ -134,7 +134,7 @@ class LmdbBackend:
         keys = sorted(set().union(*ours))
         columns = [[rows.get(key) for key in keys] for rows in ours]
         partly = [place for place, key in enumerate(keys) if not all(key in rows for rows in ours)]
-        stored = [txn.get(_key.pack(keys[place]), db=self._tables[USERS]) for place in partly]
+        stored: list[Any] = [txn.get(_key.pack(keys[place]), db=self._tables[USERS]) for place in partly]
         for rows, column, held in zip(ours, columns, _unpacked(self._packing, stored), strict=True):
             for place, value in zip(partly, held, strict=True):
                 if keys[place] not in rows:

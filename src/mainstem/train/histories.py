@@ -38,7 +38,7 @@ BLOCK = 64
 USER = np.dtype(
     [
         ("key", "u8"), ("session", "u8"), ("last", "i8"), ("head", "i4"), ("middle", "i4"), ("tail", "i4"),
-        ("waiting", "i4"), ("past", "u1"), ("first", "u1"), ("filled", "u1"),
+        ("waiting", "i4"), ("past", "i1"), ("first", "i1"), ("filled", "i1"),
     ],
     align=True,
 )  # fmt: skip
@@ -62,7 +62,7 @@ def _close_session(  # type: ignore[no-untyped-def]
     u, opened, bound, head, middle, first, past, waiting, b_entity, b_time, b_interest, b_next, free
 ):  # fmt: skip
     """What waits and lies before `opened` is of the past now; beyond `bound` the oldest leave."""
-    block, place = middle[u], (np.int64(first[u]) + np.int64(past[u])) % SIZE
+    block, place = middle[u], (first[u] + past[u]) % SIZE
     while waiting[u] > 0 and b_time[block, place] < opened:
         waiting[u] -= 1
         past[u] += 1
@@ -75,7 +75,7 @@ def _close_session(  # type: ignore[no-untyped-def]
             if first[u] == SIZE:
                 oldest = head[u]
                 head[u], first[u] = b_next[oldest], 0
-                _give_back(oldest, b_entity, b_time, b_interest, b_next, free)
+                _give_back(oldest, b_entity, b_time, b_interest, b_next, free)  # type: ignore[no-untyped-call]
     middle[u] = block if waiting[u] > 0 else -1
 
 
@@ -98,11 +98,11 @@ def _fold(  # type: ignore[no-untyped-def]
             new = True
         if new:
             of_session[u] = session[i]
-            _close_session(
+            _close_session(  # type: ignore[no-untyped-call]
                 u, time[i], bound, head, middle, first, past, waiting, b_entity, b_time, b_interest, b_next, free
             )  # fmt: skip
         if emit:
-            block, place, end = head[u], np.int64(first[u]), t + np.int64(past[u])
+            block, place, end = head[u], first[u], t + past[u]
             while t < end:
                 for k in range(place, min(SIZE, place + end - t)):
                     out_entity[t], out_interest[t] = b_entity[block, k], b_interest[block, k]
@@ -123,7 +123,7 @@ def _fold(  # type: ignore[no-untyped-def]
             else:
                 b_next[tail[u]] = taken
             b_next[taken], tail[u], filled[u] = -1, taken, 0
-        place, block = np.int64(filled[u]), tail[u]
+        place, block = filled[u], tail[u]
         b_entity[block, place], b_time[block, place], b_interest[block, place] = entity[i], time[i], interest[i]
         if waiting[u] == 0:
             middle[u] = block
@@ -138,7 +138,7 @@ def _spread(rows, head, first, count, b_entity, b_time, b_interest, b_next, enti
     """Write the events of `rows`, `count` of each, side by side."""
     t = 0
     for i in range(len(rows)):
-        block, place = head[rows[i]], np.int64(first[rows[i]])
+        block, place = head[rows[i]], first[rows[i]]
         for _ in range(count[i]):
             entity[t], time[t], interest[t] = b_entity[block, place], b_time[block, place], b_interest[block, place]
             t += 1
@@ -154,7 +154,7 @@ def _drop(rows, head, b_entity, b_time, b_interest, b_next, free):  # type: igno
         block = head[row]
         while block >= 0:
             after = b_next[block]
-            _give_back(block, b_entity, b_time, b_interest, b_next, free)
+            _give_back(block, b_entity, b_time, b_interest, b_next, free)  # type: ignore[no-untyped-call]
             block = after
 
 
