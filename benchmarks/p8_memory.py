@@ -41,7 +41,7 @@ from bench import RESULTS, Bench, say
 
 GIB = 2**30
 DAYS, START_MS = 90, 1_700_000_000_000
-BATCH = 50_000  # as the follower reads
+BATCH = 20_000  # as the follower reads
 CATEGORIES = 200
 GOAL = 0.8  # GiB for a million users
 LEAST = 500  # users and items of a state that says what a process takes whatever its state
@@ -194,8 +194,9 @@ def worker(world: World, folder: Path) -> dict[str, Any]:
     fill(towers, world)
     inputs = (*parts.features.names, "two_tower")
     made = model_of(towers, config, parts.features.kinds, inputs, "p8", parts.catalog)
-    scores = numpy_scorer(new_ranker(config, len(inputs)))
-    parts.keeper._current = LiveModel(towers, replace(made, scores=scores))  # as if it came from a snapshot
+    ranker = new_ranker(config, len(inputs))
+    answers = replace(made, scores=numpy_scorer(ranker))
+    parts.keeper._current = LiveModel(towers, ranker, answers)  # as if it came from a snapshot
     now = START_MS + (DAYS + 1) * 86_400_000
     for user in range(20):
         context = Context(canvas="home", user=f"user-{user}", time=now + user)

@@ -43,7 +43,7 @@ LINKS = 272
 """Of a vector in the graph: links of the lowest layer and above."""
 GRAPH_FROM = 200_000
 """Vectors above which an index has a graph."""
-NAME, MOST_NAMES = 283, 1 << 20
+NAME, MOST_NAMES = 283, 1 << 14
 """Of a name whose key a process remembers (`schema.ids.key64`), and how many it remembers at most."""
 
 
@@ -57,7 +57,7 @@ class Shape:
     neighbours          of an item (features.neighbours at most); 0: at most
     values, pairs       attribute values with a row; pairs of place and item
     record              bytes of a catalogue record, encoded
-    batch               events in a commit of the feature state: 50,000 while it catches up, few in live traffic
+    batch               events in a commit of the feature state: 20,000 while it catches up, few in live traffic
     """
 
     users: int
@@ -70,7 +70,7 @@ class Shape:
     values: int = 0
     pairs: int = 0
     record: float = 150.0
-    batch: int = 50_000
+    batch: int = 20_000
 
 
 @dataclass(frozen=True, slots=True)

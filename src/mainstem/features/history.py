@@ -152,6 +152,8 @@ class UserHistory:
         self.erase(guest, state)
 
     def expire(self, limit: int, snapshot: Snapshot, state: Overlay) -> int:
-        old = [key for key, blob in snapshot.scan("history") if np.frombuffer(blob, ROW)["time"][-1] < limit]
+        """A history leaves with the user's totals, whose `last` is the time of its newest row; `UserItem` expires
+        before."""
+        old = [key for key, totals in state.changes.get("user", {}).items() if totals is None]
         state.delete("history", old)
         return len(old)

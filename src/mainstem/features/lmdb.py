@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
-import numpy as np
 
-from mainstem.features.packing import Packing, Parts
+from mainstem.features.packing import Column, Packing
 from mainstem.features.state import Changes
 from mainstem.schema.errors import StoreError
 
@@ -42,24 +41,24 @@ class LmdbSnapshot:
     def __init__(self, env: lmdb.Environment, tables: dict[str, Any], packing: Packing) -> None:
         self._txn = env.begin()
         self._tables, self._packing = tables, packing
-        self._users: dict[int, Parts | None] = {}
+        self._users: dict[str, dict[int, bytes | None]] = {table: {} for table in packing.tables}
 
     def get(self, table: str, keys: Sequence[int]) -> list[bytes | None]:
-        if table not in self._packing.tables:
+        users = self._users.get(table)
+        if users is None:
             return self._values(table, keys)
-        new = [key for key in keys if key not in self._users]
+        new = [key for key in keys if key not in users]
         if new:
-            self._users.update(zip(new, _unpacked(self._packing, self._values(USERS, new)), strict=True))
-        part = self._packing.tables.index(table)
-        found = [self._users[key] for key in keys]
-        return [parts[part] if parts is not None else None for parts in found]
+            columns = _unpacked(self._packing, self._values(USERS, new))
+            for rows, column in zip(self._users.values(), columns, strict=True):
+                rows.update(zip(new, column, strict=True))
+        return [users[key] for key in keys]
 
     def _values(self, table: str, keys: Sequence[int]) -> list[bytes | None]:
         get, db = self._txn.get, self._tables.get(table)
-        if db is None or not len(keys):
+        if db is None:
             return [None] * len(keys)
-        packed = np.asarray(keys, np.uint64).astype(">u8").tobytes()
-        return [get(packed[i : i + 8], db=db) for i in range(0, len(packed), 8)]
+        return [get(_key.pack(key), db=db) for key in keys]
 
     def scan(self, table: str) -> Iterator[tuple[int, bytes]]:
         if table not in self._packing.tables:
@@ -67,10 +66,8 @@ class LmdbSnapshot:
             return
         part, rows = self._packing.tables.index(table), self._scan(USERS)
         while some := list(islice(rows, _SCANNED)):
-            users = self._packing.unpack([value for _, value in some])
-            for (key, _), parts in zip(some, users, strict=True):
-                if (value := parts[part]) is not None:
-                    yield key, value
+            column = self._packing.unpack([value for _, value in some])[part]
+            yield from ((key, value) for (key, _), value in zip(some, column, strict=True) if value is not None)
 
     def _scan(self, table: str) -> Iterator[tuple[int, bytes]]:
         db = self._tables.get(table)
@@ -135,14 +132,17 @@ class LmdbBackend:
         tables = self._packing.tables
         ours = [changes.get(table, {}) for table in tables]
         keys = sorted(set().union(*ours))
-        partly = [key for key in keys if not all(key in rows for rows in ours)]
-        held = _unpacked(self._packing, [txn.get(_key.pack(key), db=self._tables[USERS]) for key in partly])
-        stay = dict(zip(partly, held, strict=True))
-        blank = [None] * len(tables)
-        users = [[rows[key] if key in rows else (stay[key] or blank)[t] for t, rows in enumerate(ours)] for key in keys]
-        kept = [place for place, parts in enumerate(users) if any(part is not None for part in parts)]
+        columns = [[rows.get(key) for key in keys] for rows in ours]
+        partly = [place for place, key in enumerate(keys) if not all(key in rows for rows in ours)]
+        stored: list[Any] = [txn.get(_key.pack(keys[place]), db=self._tables[USERS]) for place in partly]
+        for rows, column, held in zip(ours, columns, _unpacked(self._packing, stored), strict=True):
+            for place, value in zip(partly, held, strict=True):
+                if keys[place] not in rows:
+                    column[place] = value
+        left = [place for place, parts in enumerate(zip(*columns, strict=True)) if parts.count(None) < len(parts)]
+        packed = self._packing.pack([[column[place] for place in left] for column in columns])
         values: dict[int, bytes | None] = dict.fromkeys(keys)
-        values.update(zip([keys[p] for p in kept], self._packing.pack([users[p] for p in kept]), strict=True))
+        values.update(zip([keys[place] for place in left], packed, strict=True))
         return {table: rows for table, rows in changes.items() if table not in tables} | {USERS: values}
 
     def nbytes(self) -> dict[str, int]:
@@ -157,7 +157,14 @@ class LmdbBackend:
         self._env.close()
 
 
-def _unpacked(packing: Packing, values: Sequence[bytes | None]) -> list[Parts | None]:
-    """None where there is no value."""
-    users = iter(packing.unpack([value for value in values if value is not None]))
-    return [None if value is None else next(users) for value in values]
+def _unpacked(packing: Packing, values: Column) -> list[list[bytes | None]]:
+    """A column for each table; None where there is no value."""
+    held = [place for place, value in enumerate(values) if value is not None]
+    columns = packing.unpack([value for value in values if value is not None])
+    if len(held) == len(values):
+        return columns
+    spread: list[list[bytes | None]] = [[None] * len(values) for _ in columns]
+    for column, found in zip(spread, columns, strict=True):
+        for place, part in zip(held, found, strict=True):
+            column[place] = part
+    return spread

@@ -18,9 +18,11 @@ A value is, little-endian:
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain, cycle
+from operator import mul
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -32,10 +34,10 @@ from mainstem.schema.config import Config
 from mainstem.schema.errors import StoreError
 from mainstem.schema.keyrows import compiled
 
-__all__ = ["Packing", "Parts", "packing_of"]
+__all__ = ["Column", "Packing", "packing_of"]
 
-Parts = Sequence[bytes | None]
-"""Of one user, the bytes of each table; None where it has none there."""
+Column = Sequence[bytes | None]
+"""Of one table, the records of each of n users; None where a user has none there."""
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -45,55 +47,60 @@ _head = struct.Struct("<BI")
 
 
 @compiled
-def _lay_out(rows: Bytes, by_column: Bytes, count: Ints, width: Ints, begin: Ints, offset: Ints, size: Ints) -> None:
-    """All lists by column. count [n, tables], width [tables]; the columns of table t are begin[t] to begin[t + 1]."""
-    at = to = 0
+def _lay_out(rows: Bytes, out: Bytes, count: Ints, width: Ints, keys: Ints, key_ends: Ints, others: Ints,
+             other_ends: Ints) -> None:  # fmt: skip
+    """All lists by column. count [n, tables], width [tables]; offsets in a record of its keys and of all other bytes,
+    table after table, and where each table's end."""
+    at = 0
     for i in range(len(count)):
+        key = other = 0
         for t in range(len(width)):
-            w, end = width[t], at + count[i, t] * width[t]
-            for c in range(begin[t], begin[t + 1]):
-                if size[c] > 1:
-                    for row in range(at + offset[c], end, w):
-                        for b in range(row, row + size[c]):
-                            by_column[to] = rows[b]
-                            to += 1
-            if at < end:
-                for c in range(begin[t], begin[t + 1]):
-                    if size[c] == 1:
-                        by_column[to] = rows[at + offset[c]]
-                        to += 1
-            for c in range(begin[t], begin[t + 1]):
-                if size[c] == 1:
-                    for b in range(at + w + offset[c], end, w):
-                        by_column[to] = rows[b] ^ rows[b - w]
-                        to += 1
-            at = end
+            n, w = count[i, t], width[t]
+            end = at + n * w
+            table, columns = rows[at:end].reshape((n, w)), out[at:end]
+            at, to = end, 0
+            for offset in keys[key : key_ends[t]]:
+                for k in range(n):
+                    for b in range(8):
+                        columns[to + 8 * k + b] = table[k, offset + b]
+                to += 8 * n
+            if n:
+                for offset in others[other : other_ends[t]]:
+                    columns[to] = table[0, offset]
+                    to += 1
+                for offset in others[other : other_ends[t]]:
+                    for k in range(1, n):
+                        columns[to + k - 1] = table[k, offset] ^ table[k - 1, offset]
+                    to += n - 1
+            key, other = key_ends[t], other_ends[t]
 
 
 @compiled
-def _restore(by_column: Bytes, rows: Bytes, count: Ints, width: Ints, begin: Ints, offset: Ints, size: Ints) -> None:
+def _restore(by_column: Bytes, out: Bytes, count: Ints, width: Ints, keys: Ints, key_ends: Ints, others: Ints,
+             other_ends: Ints) -> None:  # fmt: skip
     """Inverse of `_lay_out`."""
-    at = to = 0
+    at = 0
     for i in range(len(count)):
+        key = other = 0
         for t in range(len(width)):
-            w, end = width[t], at + count[i, t] * width[t]
-            for c in range(begin[t], begin[t + 1]):
-                if size[c] > 1:
-                    for row in range(at + offset[c], end, w):
-                        for b in range(row, row + size[c]):
-                            rows[b] = by_column[to]
-                            to += 1
-            if at < end:
-                for c in range(begin[t], begin[t + 1]):
-                    if size[c] == 1:
-                        rows[at + offset[c]] = by_column[to]
-                        to += 1
-            for c in range(begin[t], begin[t + 1]):
-                if size[c] == 1:
-                    for b in range(at + w + offset[c], end, w):
-                        rows[b] = by_column[to] ^ rows[b - w]
-                        to += 1
-            at = end
+            n, w = count[i, t], width[t]
+            end = at + n * w
+            table, columns = out[at:end].reshape((n, w)), by_column[at:end]
+            at, to = end, 0
+            for offset in keys[key : key_ends[t]]:
+                for k in range(n):
+                    for b in range(8):
+                        table[k, offset + b] = columns[to + 8 * k + b]
+                to += 8 * n
+            if n:
+                for offset in others[other : other_ends[t]]:
+                    table[0, offset] = columns[to]
+                    to += 1
+                for offset in others[other : other_ends[t]]:
+                    for k in range(1, n):
+                        table[k, offset] = columns[to + k - 1] ^ table[k - 1, offset]
+                    to += n - 1
+            key, other = key_ends[t], other_ends[t]
 
 
 class Packing:
@@ -104,75 +111,84 @@ class Packing:
 
     def __init__(self, records: Mapping[str, np.dtype[Any]]) -> None:
         self.tables = tuple(records)
-        self._width = np.array([dtype.itemsize for dtype in records.values()], np.int64)
-        columns = [_columns(dtype) for dtype in records.values()]
-        self._begin = np.cumsum([0, *map(len, columns)])
-        places = np.array([place for some in columns for place in some], np.int64).reshape(-1, 2)
-        self._offset, self._size = np.ascontiguousarray(places.T)
+        self._widths = [dtype.itemsize for dtype in records.values()]
+        self._width = np.array(self._widths, np.int64)
+        keys = [_keys(dtype) for dtype in records.values()]
+        whole = [{at + b for at in some for b in range(8)} for some in keys]
+        others = [[b for b in range(w) if b not in some] for w, some in zip(self._widths, whole, strict=True)]
+        self._columns = [
+            np.array(array, np.int64)
+            for some in (keys, others)
+            for array in (list(chain(*some)), np.cumsum([len(one) for one in some]))
+        ]
         self._counts = {0: struct.Struct(f"<{len(records)}H"), _WIDE: struct.Struct(f"<{len(records)}I")}
+        self._bits = 1 << np.arange(len(records))
         self._codec = pa.Codec("lz4_raw")
 
-    def pack(self, users: Sequence[Parts]) -> list[bytes]:
-        """One value for each of `users`."""
-        count = np.array([[len(part or b"") for part in parts] for parts in users], np.int64)
-        count = count.reshape(len(users), len(self.tables))
+    def pack(self, tables: Sequence[Column]) -> list[bytes]:
+        """One value for each of n users, from a column for each table."""
+        parts = [part or b"" for user in zip(*tables, strict=True) for part in user]
+        count = np.array([len(part) for part in parts], np.int64).reshape(-1, len(self.tables))
         if (count % self._width).any():
             raise ValueError(f"records of {self._width.tolist()} bytes, found {count.tolist()}")
-        ends = np.cumsum(count.sum(1)).tolist()
+        ends = count.sum(1).cumsum().tolist()
         count //= self._width
-        rows = np.frombuffer(b"".join([part or b"" for parts in users for part in parts]), np.uint8)
+        there = np.array([[part is not None for part in column] for column in tables], np.int64)
+        flags = self._bits @ there + np.where((count >> 16).any(1), _WIDE, 0)
+        rows = np.frombuffer(b"".join(parts), np.uint8)
         by_column = np.empty(len(rows), np.uint8)
-        _lay_out(rows, by_column, count, self._width, self._begin, self._offset, self._size)
-        bodies, start, values = by_column.tobytes(), 0, []
-        for parts, counts, end in zip(users, count.tolist(), ends, strict=True):
-            flags = sum([1 << t for t, part in enumerate(parts) if part is not None])
-            flags |= _WIDE if max(counts) >> 16 else 0
+        _lay_out(rows, by_column, count, self._width, *self._columns)
+        bodies, start, compress, values = by_column.tobytes(), 0, self._codec.compress, list[bytes]()
+        for flag, counts, end in zip(flags.tolist(), count.tolist(), ends, strict=True):
             body = bodies[start:end]
             start = end
-            block = self._codec.compress(body, asbytes=True)
+            block = compress(body, asbytes=True)
             if len(block) < len(body):
-                flags, body = flags | _COMPRESSED, block
-            tail = self._counts[flags & _WIDE].pack(*counts) + body
-            values.append(_head.pack(flags, zlib.crc32(tail, flags)) + tail)
+                flag, body = flag | _COMPRESSED, block
+            tail = self._counts[flag & _WIDE].pack(*counts) + body
+            values.append(_head.pack(flag, crc32(tail, flag)) + tail)
         return values
 
-    def unpack(self, values: Sequence[bytes]) -> list[Parts]:
-        """Inverse of `pack`. Raises StoreError where a value is not one that `pack` made."""
-        opened = [self._open(value) for value in values]
-        count = np.array([counts for _, counts, _ in opened], np.int64).reshape(len(values), len(self.tables))
-        by_column = np.frombuffer(b"".join([body for _, _, body in opened]), np.uint8)
+    def unpack(self, values: Sequence[bytes]) -> list[list[bytes | None]]:
+        """Inverse of `pack`: a column for each table. Raises StoreError where a value is not one that `pack` made."""
+        flags, counts, bodies, tables = list[int](), list[int](), list[bytes](), len(self.tables)
+        for value in values:
+            flag, each, body = self._open(value)
+            flags.append(flag)
+            counts += each
+            bodies.append(body)
+        count = np.array(counts, np.int64).reshape(-1, tables)
+        by_column = np.frombuffer(b"".join(bodies), np.uint8)
         rows = np.empty(len(by_column), np.uint8)
-        _restore(by_column, rows, count, self._width, self._begin, self._offset, self._size)
-        ends, data, start = iter(np.cumsum(count * self._width).tolist()), rows.tobytes(), 0
-        users = []
-        for flags, counts, _ in opened:
-            parts: list[bytes | None] = []
-            for t in range(len(counts)):
-                end = next(ends)
-                parts.append(data[start:end] if flags >> t & 1 else None)
-                start = end
-            users.append(parts)
-        return users
+        _restore(by_column, rows, count, self._width, *self._columns)
+        data, ends = rows.tobytes(), [0, *accumulate(map(mul, counts, cycle(self._widths)))]
+        return [
+            [
+                data[a:b] if flag >> t & 1 else None
+                for flag, a, b in zip(flags, ends[t:-1:tables], ends[t + 1 :: tables], strict=True)
+            ]
+            for t in range(tables)
+        ]
 
     def _open(self, value: bytes) -> tuple[int, tuple[int, ...], bytes]:
         """(flags, records of each table, lists by column) of a value."""
         try:
             flags, check = _head.unpack_from(value)
-            tail = memoryview(value)[_head.size :]
-            if zlib.crc32(tail, flags) != check:
+            tail = value[_head.size :]
+            if crc32(tail, flags) != check:
                 raise StoreError("a user's record in the feature state is damaged: run `mainstem backfill`")
             counts = self._counts[flags & _WIDE]
             each, body = counts.unpack_from(tail), tail[counts.size :]
-            size = sum(n * width for n, width in zip(each, self._width.tolist(), strict=True))
+            size = sum(map(mul, each, self._widths))
             if flags & _COMPRESSED:
-                return flags, each, self._codec.decompress(body, decompressed_size=size, asbytes=True)
+                body = self._codec.decompress(body, decompressed_size=size, asbytes=True)
         except (struct.error, OSError) as error:
             raise StoreError(
                 f"a user's record in the feature state cannot be read ({error}): run `mainstem backfill`"
             ) from error
         if len(body) != size:
             raise StoreError("a user's record in the feature state is of another length than it says")
-        return flags, each, bytes(body)
+        return flags, each, body
 
 
 def packing_of(config: Config) -> Packing:
@@ -181,8 +197,6 @@ def packing_of(config: Config) -> Packing:
     return Packing({"history": ROW, "user_item": lists.row, "user": lists.user})
 
 
-def _columns(dtype: np.dtype[Any]) -> list[tuple[int, int]]:
-    """(offset, size) of the columns of a record: keys whole, all else by single bytes, what pads it included."""
-    keys = [dtype.fields[name][1] for name in dtype.names or () if dtype.fields and dtype.fields[name][0] == np.uint64]
-    whole = {byte for offset in keys for byte in range(offset, offset + 8)}
-    return [*((offset, 8) for offset in keys), *((byte, 1) for byte in range(dtype.itemsize) if byte not in whole)]
+def _keys(dtype: np.dtype[Any]) -> list[int]:
+    """Offsets of the keys in a record."""
+    return [offset for kind, offset, *_ in (dtype.fields or {}).values() if kind == np.uint64]

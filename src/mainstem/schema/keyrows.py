@@ -146,7 +146,7 @@ def unique_places(keys: Keys) -> tuple[Keys, NDArray[np.int64]]:
 
 
 class KeyRows:
-    """A map from keys (never 0) to rows, for callers that bring their own lock. Memory: 16 to 64 bytes a key."""
+    """A map from keys (never 0) to rows, for callers that bring their own lock. Memory: 32 to 64 bytes a key."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -174,7 +174,7 @@ class KeyRows:
         if slots_for(self._count) > len(self._keys):
             used = self._keys != 0
             kept, places = self._keys[used], self._rows[used]
-            self._resize(2 * self._count)
+            self._resize(self._count)
             insert(self._keys, self._rows, kept, places)
         insert(self._keys, self._rows, keys, rows)
 
