@@ -33,7 +33,8 @@ MOST_VALUE = 65_504.0
 def notes(action: NDArray[Any], canvas: NDArray[Any], value: NDArray[Any]) -> Notes:
     """What an event was, in 32 bits: action and canvas of 8 each, the value as a float16. uint32 [n]"""
     short = np.clip(value, -MOST_VALUE, MOST_VALUE).astype(np.float16).view(np.uint16)
-    return (action.astype(np.uint32) << 24) | (canvas.astype(np.uint32) << 16) | short.astype(np.uint32)
+    found: Notes = (action.astype(np.uint32) << 24) | (canvas.astype(np.uint32) << 16) | short.astype(np.uint32)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
