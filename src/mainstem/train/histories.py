@@ -175,7 +175,7 @@ def _drop(rows, head, b_entity, b_time, b_note, b_next, free):  # type: ignore[n
 class Histories:
     """The latest `HISTORY` events of interest of every user before the user's open session, and the session's own.
 
-    Memory: 21 bytes an event, about one more event a user, and 72 to 104 bytes a user. gap: ms after which events
+    Memory: 21 bytes an event, about one more event a user, and 80 to 112 bytes a user. gap: ms after which events
     without a session belong to a new one.
     """
 
