@@ -36,7 +36,8 @@ def batch(rng: np.random.Generator) -> EventBatch:
     return EventBatch(
         time=1_700_000_000_000 + np.arange(n) * 1_000, user=keys[user][rows], session=session[rows],
         entity=keys[USERS:][rng.integers(0, ITEMS, n)], kind=np.zeros(n, np.int16), value=np.ones(n),
-        place=np.zeros(n, np.uint64), offset=np.full(n, -1), kinds=("purchase",),
+        place=np.zeros(n, np.uint64), offset=np.full(n, -1), canvas=np.zeros(n, np.uint64), query=np.zeros(n, np.uint64),
+        kinds=("purchase",),
     )  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def test_mirrors_and_histories_are_those_of_the_processes() -> None:
     width = Ring(CONFIG).dtype.itemsize
     assert ITEMS * (width + 16) < said["serving.mirrors"] < ITEMS * (width + 8 + 32)
     histories, events = Histories(), batch(np.random.default_rng(0))
-    histories.fold(events, np.ones(len(events), np.float32))
+    histories.fold(events, np.ones(len(events), np.uint32))
     assert said["trainer.histories"] == pytest.approx(histories.nbytes(), rel=0.1)
 
 
