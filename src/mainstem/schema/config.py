@@ -142,9 +142,7 @@ class CanvasConfig(_Section):
     fallback: list[Literal["kept", "popular"]] = ["kept", "popular"]
     """What answers when the deadline is missed, in this order."""
     learns_from: Literal["events", "previous", "category", "query"] = "events"
-    """What of the log teaches it: `events`: what users took (a home feed, notifications); `previous`: what they took
-    after another entity (related items); `category`: what they took of a category; `query`: what they took of what
-    they searched for, of events that carry the query."""
+    """What teaches it: what users took at all, after another entity, of a category, or searching (see the-model.md)."""
     share: float = Field(default=0.5, ge=0, le=1)
     """Share of the events that teach it, where it does not learn from `events`."""
 

@@ -46,6 +46,7 @@ class RetrievalLearner:
         requests = towers.canvases.prepare(batch, towers.categories(batch.entity), rng)
         draws = min(UNIFORM, len(population))
         candidates = np.unique(np.concatenate([batch.entity, population.draw(draws, rng)]))
+        places = np.searchsorted(candidates, batch.entity)
         gathered, layout = towers.gather(batch, requests, candidates, learn=True)
         share = torch.from_numpy(population.share(candidates))
         loss = sampled_softmax(
@@ -54,9 +55,12 @@ class RetrievalLearner:
             torch.from_numpy(candidates.view(np.int64)),
             log_inclusion(share, len(batch) - 1, draws, len(population)),
             self.model.temperature,
-            targets=torch.from_numpy(np.searchsorted(candidates, batch.entity)[requests.positive]),
+            targets=torch.from_numpy(places[requests.positive]),
             weights=torch.from_numpy(batch.interest[requests.positive]),
+            excluded=torch.from_numpy(_others(batch, places, len(candidates))[requests.positive]),
         )
+        # the other canvases' requests come on top of what a positive teaches as such
+        loss = loss * float(batch.interest[requests.positive].sum() / batch.interest.sum())
         # A positive moves the weights by the same in a small batch as in a full one: online they are small, and the
         # optimizers' state comes from full ones.
         full = min(len(batch) / self.train.retrieval_batch, 1.0)
@@ -122,6 +126,14 @@ class RetrievalTrainer:
             target = np.searchsorted(self.entities, batch.entity)
             hits += int((best.indices.numpy() == target[:, None]).any(axis=1).sum())
         return hits / max(len(rows), 1)
+
+
+def _others(batch: Interactions, places: Ints, candidates: int) -> NDArray[np.bool_]:
+    """Which candidates each positive's user took besides, in this batch: bool [b, c]. They are no negatives."""
+    _, who = np.unique(batch.user, return_inverse=True)
+    taken = np.zeros((who.max() + 1, candidates), np.bool_)
+    taken[who, places] = True
+    return taken[who]
 
 
 def _in_turn(sizes: Ints, most: int, rng: np.random.Generator) -> Iterator[Ints]:
