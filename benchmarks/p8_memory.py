@@ -186,6 +186,7 @@ def worker(world: World, folder: Path) -> dict[str, Any]:
     from mainstem.assemble import assemble
     from mainstem.live import LiveModel, model_of
     from mainstem.models import numpy_scorer
+    from mainstem.rank.score import extra_inputs
     from mainstem.schema.records import Context, SlateRequest
     from mainstem.train.networks import new_ranker, new_towers
 
@@ -193,7 +194,7 @@ def worker(world: World, folder: Path) -> dict[str, Any]:
     parts = assemble(config, folder)
     towers = new_towers(config, parts.catalog, concurrent=True)
     fill(towers, world)
-    inputs = (*parts.features.names, "two_tower")
+    inputs = (*parts.features.names, *extra_inputs(tuple(config.canvases)))
     made = model_of(towers, config, parts.features.kinds, inputs, "p8", parts.catalog)
     ranker = new_ranker(config, len(inputs))
     answers = replace(made, scores=numpy_scorer(ranker))
