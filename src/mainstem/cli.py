@@ -255,6 +255,8 @@ def evaluate(
         print(evaluation.json())
     else:
         Console().print(evaluation.table())
+    if evaluation.failures:
+        raise MainstemError("below the gate: " + "; ".join(evaluation.failures))
 
 
 @app.command

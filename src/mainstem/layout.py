@@ -35,6 +35,7 @@ SURFACE = (
     "serve",
     "datasets",
     "loop",
+    "canvas_evaluation",
     "evaluation",
     "demo",
     "cli_weights",
