@@ -57,6 +57,7 @@ class Shape:
     neighbours          of an item (features.neighbours at most); 0: at most
     values, pairs       attribute values with a row; pairs of place and item
     record              bytes of a catalogue record, encoded
+    words               of an entity's text (model.words at most); 0: texts are not counted
     batch               events in a commit of the feature state: 20,000 while it catches up, few in live traffic
     """
 
@@ -70,6 +71,7 @@ class Shape:
     values: int = 0
     pairs: int = 0
     record: float = 150.0
+    words: float = 0.0
     batch: int = 20_000
 
 
@@ -147,6 +149,7 @@ def _serving(config: Config, shape: Shape, described: int) -> dict[str, float]:
         "serving.ranking": 4.0 * 4 * windows * _room(shape.items),
         "serving.columns": _columns(config, described),
         "serving.names": _names(shape, described),
+        "serving.words": _words(config, shape, described),
     }  # fmt: skip
 
 
@@ -161,6 +164,7 @@ def _trainer(config: Config, shape: Shape, described: int) -> dict[str, float]:
         "trainer.counts": 16.0 * items + _key_rows(items),
         "trainer.catalog": described * (shape.record + OBJECTS) + _columns(config, described),
         "trainer.names": _names(shape, described),
+        "trainer.words": _words(config, shape, described),
     }
 
 
@@ -174,6 +178,12 @@ def _rows(config: Config, shape: Shape, described: int) -> float:
 def _names(shape: Shape, described: int) -> float:
     """Of a process that has met all users; sessions and places, which it remembers too, come on top."""
     return float(NAME * min(shape.users + described + shape.values, MOST_NAMES))
+
+
+def _words(config: Config, shape: Shape, described: int) -> float:
+    """Keys of the words of each entity, and where they lie."""
+    words = min(shape.words, config.model.words)
+    return described * (8.0 * words + 12) if words else 0.0
 
 
 def _index(vectors: int, dim: int) -> float:
