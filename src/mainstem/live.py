@@ -156,13 +156,14 @@ def _request_vector(
 ) -> Callable[[Context, FeatureView, str], Floats]:
     interest, names = config.interest(), list(config.interest())
     actions = np.array([names.index(kind) if interest.get(kind) else -1 for kind in kinds] or [-1], np.int64)
+    vector_of = towers.request_vectors()
     memo: WeakKeyDictionary[FeatureView, tuple[Context, Floats]] = WeakKeyDictionary()  # retrieval and scoring both ask
 
     def request_vector(context: Context, view: FeatureView, tenant: str) -> Floats:
         known = memo.get(view)
         if known is None or known[0] is not context:
             request = _request(towers, actions, context, view, tenant)
-            known = memo[view] = (context, towers.request_vector(request))
+            known = memo[view] = (context, vector_of(request))
         return known[1]
 
     return request_vector

@@ -1,6 +1,7 @@
 """The towers: they learn a world with a known answer, and their histories never know it beforehand."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -137,6 +138,23 @@ def test_training_and_serving_make_the_same_vector(encoder: str) -> None:
     assert batch.lengths()[1:].min() > 3
     for vector, row in zip(towers.vectors_before(batch)[1:], rows[1:].tolist(), strict=True):
         np.testing.assert_allclose(towers.request_vector(serving(data, row)), vector, atol=1e-6)
+        np.testing.assert_allclose(towers.request_vectors()(serving(data, row)), vector, atol=1e-5)
+
+
+def test_without_torch_the_vector_is_the_same_whatever_is_known(learned: RetrievalTrainer) -> None:
+    towers = learned.towers
+    with torch.no_grad():
+        for parameter in towers.module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    fast, user = towers.request_vectors(), int(learned.positives.user[0])
+    query, category = ITEM_KEYS[7:9], int(towers.entity_keys(ITEM_KEYS[:1])[0, 1])
+    for canvas, told, items, sources, kind, words in itertools.product(
+        (0, HOME, SIMILAR), (0, user), (NOTHING, ITEM_KEYS[[3, 4, 3]]), (NOTHING, ITEM_KEYS[9:11]), (0, category),
+        (NOTHING, query),
+    ):  # fmt: skip
+        request = Request(canvas, told, past(items), sources, kind, words)
+        np.testing.assert_allclose(fast(request), towers.request_vector(request), atol=1e-5)
+    assert np.abs(fast(request)).max() > 0.01  # canary: the last one is not nothing
 
 
 def test_an_unknown_visitor_has_no_vector(learned: RetrievalTrainer) -> None:

@@ -3,7 +3,7 @@
 `Unified` makes the vectors of retrieval for any canvas, reading histories by one of the encoders of `history`; `Ranker`
 the scores of ranking (one output per head); `losses` what they minimise. Embedding rows come in as one gathered leaf
 tensor that places index (law 7); who gathers them, and who applies their gradient, is `mainstem.weights`. `NumpyScorer`
-is the ranker without torch, for answering one request on one thread.
+and `NumpyRequests` are the ranker and the request side without torch, for answering one request on one thread.
 
 Parts from which larger networks are put together, each with the equations it follows; today's product does not use
 them yet:
@@ -17,6 +17,7 @@ them yet:
 """
 
 from mainstem.models.logistic import logistic
+from mainstem.models.numpy_requests import NumpyRequests
 from mainstem.models.numpy_scorer import NumpyScorer, numpy_scorer
 from mainstem.models.ranker import Head, Ranker, RankerConfig
 from mainstem.models.unified import Asked, Unified, UnifiedConfig
@@ -25,6 +26,7 @@ from mainstem.models.wide import Wide, cross_keys
 __all__ = [
     "Asked",
     "Head",
+    "NumpyRequests",
     "NumpyScorer",
     "Ranker",
     "RankerConfig",

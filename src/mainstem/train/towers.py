@@ -5,7 +5,7 @@ One definition, used by training (many requests at once) and by serving (one req
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mainstem.models import Asked, Unified
-from mainstem.models.history import Histories
+from mainstem.models import Asked, NumpyRequests, Unified
+from mainstem.models.history import Histories, Pooling
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Catalog, Floats
 from mainstem.train.canvases import Canvases, Requests
@@ -213,6 +213,39 @@ class Towers:
         """Unit vectors float32 [b, dim] of the users of `batch` as of then, asked on the first canvas."""
         return self.vectors_of(batch, self.canvases.plain(batch))
 
+    def request_vectors(self) -> Callable[[Request], Floats]:
+        """A function that gives the unit vector float32 [dim] of a request, zeros where nothing is known of it, by the
+        networks' weights of now."""
+        if not isinstance(self.module.encoder, Pooling):
+            return self.request_vector
+        forward = NumpyRequests(self.module)
+
+        def request_vector(request: Request) -> Floats:
+            if not request.known():
+                return np.zeros(self.table.dim, np.float32)
+            past, sources, query = request.sequences, request.sources, request.query
+            distinct, event = np.unique(past.entity, return_inverse=True)
+            entities = np.concatenate([distinct, sources])
+            keys, (words, offsets) = self.entity_keys(entities), self.words.of(entities)
+            own = np.array([request.user, request.category], np.uint64)
+            rows = self.table.read(np.concatenate([own, query, keys.ravel(), words]))
+            sizes = [2, len(query), keys.size]
+            first, asked, fixed, spelled = np.split(rows, np.cumsum(sizes))
+            bodies = fixed.reshape(*keys.shape, self.table.dim).sum(axis=1) + _means(spelled, offsets)
+            history = forward.history(bodies[event], past.action(), past.time)
+            return forward(
+                request.canvas,
+                history,
+                (
+                    first[0] if request.user else None,
+                    bodies[len(distinct) :].mean(axis=0) if len(sources) else None,
+                    asked.mean(axis=0) if len(query) else None,
+                    first[1] if request.category else None,
+                ),
+            )
+
+        return request_vector
+
     @torch.no_grad()
     def request_vector(self, request: Request) -> Floats:
         """Unit vector float32 [dim] of one request; zeros where nothing is known of it."""
@@ -239,3 +272,13 @@ class Towers:
         )  # fmt: skip
         found: Floats = self.module.request(asked)[0].numpy()
         return found
+
+
+def _means(rows: Floats, offsets: Ints) -> Floats:
+    """The mean of each segment of rows [w, dim]: [n, dim]; zeros of an empty one."""
+    sizes = np.diff(offsets)
+    out = np.zeros((len(sizes), rows.shape[1]), np.float32)
+    filled = sizes > 0
+    if filled.any():
+        out[filled] = np.add.reduceat(rows, offsets[:-1][filled]) / sizes[filled][:, None]
+    return out
