@@ -41,7 +41,7 @@ from bench import RESULTS, Bench, say
 
 GIB = 2**30
 DAYS, START_MS = 90, 1_700_000_000_000
-BATCH = 20_000  # as the follower reads
+BATCH = 16_000  # as the follower reads
 CATEGORIES = 200
 GOAL = 0.8  # GiB for a million users
 LEAST = 500  # users and items of a state that says what a process takes whatever its state

@@ -58,7 +58,7 @@ class Shape:
     values, pairs       attribute values with a row; pairs of place and item
     record              bytes of a catalogue record, encoded
     words               of an entity's text (model.words at most); 0: texts are not counted
-    batch               events in a commit of the feature state: 20,000 while it catches up, few in live traffic
+    batch               events in a commit of the feature state: 16,000 while it catches up, few in live traffic
     """
 
     users: int
@@ -72,7 +72,7 @@ class Shape:
     pairs: int = 0
     record: float = 150.0
     words: float = 0.0
-    batch: int = 20_000
+    batch: int = 16_000
 
 
 @dataclass(frozen=True, slots=True)
