@@ -164,8 +164,8 @@ class Curriculum:
         )
 
     def _requests(self, start: int, cut: int) -> list[StoredRequest]:
-        """Samples of the visits that had one of the heads' events, as requests on every canvas, by time: so many on
-        those that learn from events, together, and of them `share` on each other one."""
+        """Samples of the visits that had one of the heads' events, as requests on every canvas, by time: so many on the
+        first one that learns from events, and of them `share` on each other one."""
         wanted = self.events.where([head.event for head in self.config.heads.values()])
         events = self.events.take(wanted)
         found = [visit for visit in visits(events) if visit.time >= start]
@@ -175,7 +175,7 @@ class Curriculum:
         feeds = [name for name, canvas in self.config.canvases.items() if canvas.learns_from == "events"]
         made: list[StoredRequest] = []
         for name, canvas in self.config.canvases.items():
-            share = 1 / len(feeds) if name in feeds else canvas.share
+            share = 1.0 if name in feeds[:1] else canvas.share
             for visits_, most in zip(stretches, (train.ranking_slates, max(train.ranking_slates // 4, 1)), strict=True):
                 kept = _sample(visits_, round(most * share), rng)
                 # Some are asked as by a stranger: of users without a past the log's own visits say next to nothing.

@@ -143,8 +143,8 @@ class CanvasConfig(_Section):
     """What answers when the deadline is missed, in this order."""
     learns_from: Literal["events", "previous", "category", "query"] = "events"
     """What teaches it: what users took at all, after another entity, of a category, or searching (see the-model.md)."""
-    share: float = Field(default=0.5, ge=0, le=1)
-    """Share of the events that teach it, where it does not learn from `events`."""
+    share: float = Field(default=0.25, ge=0, le=1)
+    """Share of the events that teach it; all teach the first canvas that learns from `events`."""
     gate: float | None = Field(default=None, gt=0)
     """`mainstem evaluate` fails where its NDCG@10 is not so many times that of its slates without a model."""
 

@@ -58,7 +58,7 @@ class Requests:
 
 
 class Canvases:
-    """The canvases as configured. Events that name none are of those that learn from events, evenly."""
+    """The canvases as configured. `feeds`: places of those that learn from events."""
 
     def __init__(self, canvases: Mapping[str, CanvasConfig], tenant: str = DEFAULT_TENANT) -> None:
         self.places = CanvasPlaces(tuple(canvases), tenant)
@@ -74,22 +74,29 @@ class Canvases:
     def prepare(self, batch: Interactions, category: Keys, rng: np.random.Generator) -> Requests:
         """The requests that these positives answer; category uint64 [b]: that of each one's entity.
 
-        Each answers one request of a canvas that learns from events, its own or one drawn evenly among these, and of
-        each other canvas, with the chance `share` (for certain, if it is its own), one that it can have been asked on.
+        Each answers one request of a feed: of its own canvas, or else of the first. And on each other canvas, with the
+        chance `share` (for certain, if it is its own), one that it can have been asked on.
         """
         b, own = len(batch), self.places.of_keys(batch.canvas)
         given = {"previous": batch.previous, "category": category, "query": batch.query}
         parts: list[tuple[NDArray[Any], ...]] = []
         if len(self.feeds):
-            drawn = self.feeds[rng.integers(0, len(self.feeds), b)]
-            canvas = np.where(np.isin(own, self.feeds), own, drawn)
+            canvas = np.where(np.isin(own, self.feeds), own, self.feeds[0])
             parts.append((np.arange(b), canvas, np.ones(b, np.bool_), *np.zeros((3, b), np.uint64)))
         for place, config in enumerate(self.configs, 1):
-            if config.learns_from == "events":
+            feed = config.learns_from == "events"
+            if feed and place == self.feeds[0]:
                 continue
-            start = given[config.learns_from]
-            rows = np.flatnonzero((start != 0) & ((rng.random(b) < config.share) | (own == place)))
-            told = rng.random(len(rows)) >= WITHHELD
-            from_ = [start[rows] if name == config.learns_from else np.zeros(len(rows), np.uint64) for name in given]
+            wanted = rng.random(b) < config.share
+            if feed:
+                rows = np.flatnonzero(wanted & (own != place))
+                told = np.ones(len(rows), np.bool_)
+            else:
+                rows = np.flatnonzero((given[config.learns_from] != 0) & (wanted | (own == place)))
+                told = rng.random(len(rows)) >= WITHHELD
+            from_ = [
+                part[rows] if name == config.learns_from else np.zeros(len(rows), np.uint64)
+                for name, part in given.items()
+            ]
             parts.append((rows, np.full(len(rows), place), told, *from_))
         return Requests(*(np.concatenate(column) for column in zip(*parts, strict=True)))
