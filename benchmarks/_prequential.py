@@ -207,7 +207,7 @@ def _pass_on(learner: OnlineLearner, models: LiveModels, arms: Sequence[Arm], ev
 
 def _sync(learner: OnlineLearner, models: LiveModels, arm: Arm) -> None:
     assert arm.live is not None
-    table, changes = learner.towers.table, _merged(arm.waiting)
+    table, changes = learner.towers.table, Changes.merged(arm.waiting)
     arm.sequence += 1
     delta = Delta(
         line="main", base="v-" + "0" * 32, sequence=arm.sequence, previous="", dense_version=str(arm.sequence),
@@ -221,15 +221,6 @@ def _sync(learner: OnlineLearner, models: LiveModels, arm: Arm) -> None:
     else:
         models.embed(arm.live, entities)
     arm.waiting, arm.since = [], 0
-
-
-def _merged(parts: Sequence[Changes]) -> Changes:
-    """Changes of stretches one after the other: what happened to a key last counts."""
-    there: dict[int, bool] = {}
-    for part in parts:
-        there |= dict.fromkeys(part.deleted.tolist(), False) | dict.fromkeys(part.touched.tolist(), True)
-    keys, alive = np.array(list(there), np.uint64), np.array(list(there.values()), np.bool_)
-    return Changes(keys[alive], keys[~alive])
 
 
 def _score(

@@ -41,14 +41,14 @@ from bench import RESULTS, Bench, say
 
 GIB = 2**30
 DAYS, START_MS = 90, 1_700_000_000_000
-BATCH = 50_000  # as the follower reads
+BATCH = 16_000  # as the follower reads
 CATEGORIES = 200
 GOAL = 0.8  # GiB for a million users
 LEAST = 500  # users and items of a state that says what a process takes whatever its state
 SETTINGS: dict[str, Any] = {
     "entities": {"item": {"attributes": {"category": "category", "price": "number"}, "text": ["category"]}},
 }
-TABLES = {"users": ("user", "user_item", "history", "hidden"), "items": ("item", "neighbours", "value", "place")}
+TABLES = {"users": ("users", "hidden"), "items": ("item", "neighbours", "value", "place")}
 
 
 def resident() -> dict[str, int]:
@@ -92,7 +92,8 @@ class World:
         item = np.minimum(np.exp(rng.random(len(user)) * np.log(items + 1)).astype(np.int64), items) - 1
         order = np.argsort(time, kind="stable")
         self.user, self.item, self.time = user[order], item[order], time[order]
-        self.session = session[order].astype(np.uint64) + np.uint64(1)
+        # as wide as the hashed names that real ones are: small numbers would be compressed away
+        self.session = rng.integers(1, 2**63, session[-1] + 1, np.uint64)[session[order]]
         self.users, self.items = users, items
 
     def batches(self, size: int = BATCH) -> Iterator[Any]:
@@ -104,7 +105,8 @@ class World:
             yield EventBatch(
                 time=self.time[some], user=self.user_keys[self.user[some]], entity=self.item_keys[self.item[some]],
                 kind=np.zeros(n, np.int16), value=np.ones(n), session=self.session[some],
-                place=np.zeros(n, np.uint64), offset=np.full(n, -1), kinds=("purchase",),
+                place=np.zeros(n, np.uint64), offset=np.full(n, -1), canvas=np.zeros(n, np.uint64),
+                query=np.zeros(n, np.uint64), kinds=("purchase",),
             )  # fmt: skip
 
     def forget(self) -> None:
@@ -184,6 +186,7 @@ def worker(world: World, folder: Path) -> dict[str, Any]:
     from mainstem.assemble import assemble
     from mainstem.live import LiveModel, model_of
     from mainstem.models import numpy_scorer
+    from mainstem.rank.score import extra_inputs
     from mainstem.schema.records import Context, SlateRequest
     from mainstem.train.networks import new_ranker, new_towers
 
@@ -191,10 +194,11 @@ def worker(world: World, folder: Path) -> dict[str, Any]:
     parts = assemble(config, folder)
     towers = new_towers(config, parts.catalog, concurrent=True)
     fill(towers, world)
-    inputs = (*parts.features.names, "two_tower")
+    inputs = (*parts.features.names, *extra_inputs(tuple(config.canvases)))
     made = model_of(towers, config, parts.features.kinds, inputs, "p8", parts.catalog)
-    scores = numpy_scorer(new_ranker(config, len(inputs)))
-    parts.keeper._current = LiveModel(towers, replace(made, scores=scores))  # as if it came from a snapshot
+    ranker = new_ranker(config, len(inputs))
+    answers = replace(made, scores=numpy_scorer(ranker))
+    parts.keeper._current = LiveModel(towers, ranker, answers)  # as if it came from a snapshot
     now = START_MS + (DAYS + 1) * 86_400_000
     for user in range(20):
         context = Context(canvas="home", user=f"user-{user}", time=now + user)
@@ -211,16 +215,16 @@ def worker(world: World, folder: Path) -> dict[str, Any]:
 def trainer(world: World, folder: Path) -> dict[str, Any]:
     """What the online learner holds."""
     from mainstem import catalog as catalogs
+    from mainstem.learning import definition, learner_of
     from mainstem.schema.position import START
-    from mainstem.train import OnlineLearner, new_towers
 
     config = config_of(folder)
     catalog = catalogs.open("memory://", entities=config.entities)
     entities = world.entities()
     while some := list(islice(entities, BATCH)):
         catalog.write(some, START)
-    towers = new_towers(config, catalog)
-    learner = OnlineLearner(config, towers, catalog)
+    learner = learner_of(config, catalog, definition(config)[1])
+    towers = learner.towers
     fill(towers, world)
     for batch in world.batches():
         learner.prime(batch)

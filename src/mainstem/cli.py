@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from mainstem import __version__
+from mainstem.cli_online import train_online
 from mainstem.cli_weights import weights_app
 from mainstem.progress import stages
 from mainstem.schema.errors import MainstemError
@@ -23,7 +24,6 @@ from mainstem.schema.errors import MainstemError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mainstem.learning import Learning
     from mainstem.loop import Loop
     from mainstem.schema.config import Config
 
@@ -58,8 +58,6 @@ err = Console(stderr=True)
 # Unknown kinds that are told one by one, the most frequent first.
 KINDS_TOLD = 10
 MOST_DAYS = 36_500
-# Seconds between the lines that online training writes.
-STATUS_EVERY = 10.0
 
 
 @app.command
@@ -137,7 +135,7 @@ def train(
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     settings = _config(config)
     if online:
-        _train_online(settings, config)
+        train_online(settings, config, _say)
         return
     from mainstem import curriculum
     from mainstem.assemble import open_log
@@ -152,40 +150,6 @@ def train(
     print(f"published {report.version}")
     for name, figure in {**report.metrics, **{f"seconds {k}": v for k, v in report.seconds.items()}}.items():
         print(f"  {name:<28} {figure:.4g}")
-
-
-def _train_online(settings: Config, config: Path) -> None:
-    from mainstem.learning import Learning, Rebuilds
-
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    rebuilds = Rebuilds(settings, config)
-    with Learning(settings, config.parent) as learning:
-        _say("learning online; Ctrl-C ends it")
-        learning.start()
-        rebuilds.start()
-        while not ended.wait(STATUS_EVERY) and learning.failure is None:
-            _say(_status_line(learning))
-        rebuilds.stop()
-    _say(_status_line(learning))
-    if learning.failure is not None:
-        raise MainstemError(f"online learning has ended: {learning.failure}")
-
-
-def _status_line(learning: Learning) -> str:
-    if learning.trainer is None:
-        return f"waiting: {learning.waiting or 'for the first model'}"
-    status = learning.trainer.status
-    line = (
-        f"delta {status.sequence:,} of {status.base[:10]}; {status.records:,} records, {status.positives:,} positives, "
-        f"{status.slates:,} slates, {status.lag:,} behind, loss {status.loss:.3f}"
-    )
-    if status.refused:
-        line += f"; {status.refused} refused, the last one: {status.last_refusal}"
-    return line + (f"; failing: {status.failure}" if status.failure else "")
 
 
 @app.command
@@ -291,6 +255,8 @@ def evaluate(
         print(evaluation.json())
     else:
         Console().print(evaluation.table())
+    if evaluation.failures:
+        raise MainstemError("below the gate: " + "; ".join(evaluation.failures))
 
 
 @app.command

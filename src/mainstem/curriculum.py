@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from mainstem import catalog as catalogs
 from mainstem import features, weights
 from mainstem.assemble import ContentVectors, sources_of
-from mainstem.join import Attribution, Replay, StoredRequest, Visit, visits
+from mainstem.join import Attribution, CanvasRequests, Replay, StoredRequest, Visit, visits
 from mainstem.join.sessions import session_starts
 from mainstem.live import fingerprint, model_of
 from mainstem.rank import ModelVersion, Pipeline
-from mainstem.rank.score import rank_inputs
+from mainstem.rank.score import extra_inputs, rank_inputs
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import storage_urls
@@ -33,13 +33,15 @@ from mainstem.schema.protocols import FeatureStore, FeatureView, Floats, Log
 from mainstem.schema.records import Context, Erase, Event, Served, SlateRequest
 from mainstem.schema.time import parse_duration
 from mainstem.train import Towers, Trainer, TrainingReport
+from mainstem.train.canvases import WITHHELD
+from mainstem.train.rebuilt import BEGUN_ON
 
 __all__ = ["Curriculum", "train"]
 
-# What the network sees beside the features (`rank_inputs` appends it).
-EXTRA_INPUTS = ("two_tower",)
 # Share of the requests that are asked as by a stranger.
 STRANGERS = 0.05
+# Records of the log read at once.
+READ = 50_000
 # The input that says whether the user had the entity before.
 HAD = "user_item_count"
 Progress = Callable[[str, int, int], None]
@@ -51,9 +53,10 @@ def train(
     """Learn from the log as it is now and publish a snapshot of `line`.
 
     Where an online trainer keeps the line (and the caller is not it, `owner`), the snapshot goes to `LINE-rebuilt`: the
-    trainer brings it up to date and switches.
+    trainer brings it up to date and switches, unless somebody rolls back meanwhile.
     """
     store = weights.open(storage_urls(config, base).weights)
+    begun_on = max(store.versions(line), default="")
     with ExitStack() as held:
         if not owner:
             try:
@@ -61,7 +64,7 @@ def train(
             except StoreError:
                 line = f"{line}-rebuilt"
         source = held.enter_context(closing(Curriculum(config, log, progress)))
-        return Trainer(config, source.catalog, store, line).run(source, progress)
+        return Trainer(config, source.catalog, store, line, {BEGUN_ON: begun_on}).run(source, progress)
 
 
 class Curriculum:
@@ -75,7 +78,7 @@ class Curriculum:
         self.recorded: list[Examples] = []
         with closing(self._private()) as private:
             self.kinds, self.fingerprint = private.kinds, fingerprint(config, private)
-            self.inputs = (*private.names, *EXTRA_INPUTS)
+            self.inputs = (*private.names, *extra_inputs(tuple(config.canvases)))
         events = self._read(log, progress)
         events = events.take(np.argsort(events.time, kind="stable"))
         # Replay writes into a state of its own, whose positions count along this order.
@@ -106,7 +109,8 @@ class Curriculum:
         erased: dict[int, int] = {}  # user -> offset of the erasure
         seen, end, parts = START, self.position.offset(), list[EventBatch]()
         place, known = self.config.features.place, catalogs.EventEntities.of(self.config)
-        while seen.offset() < end and (batch := log.read(seen, 50_000)).records:
+        # no further than `position`, however the log grows meanwhile: from there on the online trainer learns
+        while (left := end - seen.offset()) > 0 and (batch := log.read(seen, min(READ, left))).records:
             self.catalog.write(known.records(batch.records, self.catalog), batch.next)
             pairs = [(r, o) for r, o in zip(batch.records, batch.offsets, strict=True) if isinstance(r, Event)]
             events = [record for record, _ in pairs]
@@ -160,22 +164,26 @@ class Curriculum:
         )
 
     def _requests(self, start: int, cut: int) -> list[StoredRequest]:
-        """A sample of the visits that had one of the heads' events, as requests on the first canvas."""
+        """Samples of the visits that had one of the heads' events, as requests on every canvas, by time: so many on the
+        first one that learns from events, and of them `share` on each other one."""
         wanted = self.events.where([head.event for head in self.config.heads.values()])
-        found = [visit for visit in visits(self.events.take(wanted)) if visit.time >= start]
-        rng = np.random.default_rng(self.config.train.seed)
-        most = self.config.train.ranking_slates
-        kept = _sample([visit for visit in found if visit.time < cut], most, rng)
-        kept += _sample([visit for visit in found if visit.time >= cut], max(most // 4, 1), rng)
-        canvas = next(iter(self.config.canvases))
-        # Some are asked as by a stranger: of users without a past the log's own visits say next to nothing.
-        strangers = rng.random(len(kept)) < STRANGERS
-        return [
-            StoredRequest(
-                visit, Context(canvas=canvas, user=None if strange else self.users[visit.user], time=visit.time)
-            )
-            for visit, strange in zip(kept, strangers, strict=True)
-        ]
+        events = self.events.take(wanted)
+        found = [visit for visit in visits(events) if visit.time >= start]
+        stretches = [visit for visit in found if visit.time < cut], [visit for visit in found if visit.time >= cut]
+        rng, train = np.random.default_rng(self.config.train.seed), self.config.train
+        asking = CanvasRequests(self.config.canvases, events, self.users, self.catalog)
+        feeds = [name for name, canvas in self.config.canvases.items() if canvas.learns_from == "events"]
+        made: list[StoredRequest] = []
+        for name, canvas in self.config.canvases.items():
+            share = 1.0 if name in feeds[:1] else canvas.share
+            for visits_, most in zip(stretches, (train.ranking_slates, max(train.ranking_slates // 4, 1)), strict=True):
+                kept = _sample(visits_, round(most * share), rng)
+                # Some are asked as by a stranger: of users without a past the log's own visits say next to nothing.
+                strangers = rng.random(len(kept)) < (STRANGERS if name in feeds else WITHHELD)
+                for visit, stranger in zip(kept, strangers.tolist(), strict=True):
+                    request = asking.of(visit, name, rng, stranger=stranger)
+                    made += [request] if request is not None else []
+        return sorted(made, key=lambda request: request.visit.time)
 
     def replay(self, store: FeatureStore, model: ModelVersion) -> Replay:
         """The events, folded into `store` on the way, with serving's candidates and inputs."""

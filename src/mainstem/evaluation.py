@@ -14,12 +14,14 @@ import numpy as np
 
 from mainstem import features
 from mainstem import weights as snapshots
+from mainstem.canvas_evaluation import CanvasEvaluation
 from mainstem.curriculum import Curriculum
 from mainstem.evaluate import Basket, Evaluation, Replay, Results, default_baselines
-from mainstem.join import visits
+from mainstem.join import Visit, visits
 from mainstem.live import model_of
 from mainstem.models import numpy_scorer
 from mainstem.rank import Pipeline
+from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config
 from mainstem.schema.errors import NotReady
 from mainstem.schema.protocols import Log
@@ -64,7 +66,7 @@ def evaluate_log(
             raise NotReady("the log has no events yet: ingest some first")
         cut = int(source.events.time[-1]) + 1 - round(days * DAY)
         past = source.before(cut)
-        baskets = _baskets(source, cut)
+        baskets, visits_, asked = _held_out(source, cut)
         if not baskets:
             raise NotReady(f"nobody came in the last {days:g} days of the log: try more --days")
         with tempfile.TemporaryDirectory() as folder:
@@ -77,42 +79,44 @@ def evaluate_log(
         folding = source.replay(store, model)
         canvas = next(iter(config.canvases))
         client = _HeldOut(source.pipeline(store, model), folding.fold_until, canvas, k)
-        results = _run(Replay(client, default_baselines(), k=k), source, cut, baskets, most, progress)
+        canvases = CanvasEvaluation(source, model, store, asked, k)
+        replay = Replay(client, default_baselines(), k=k)
+        replay.teach(_held_out(source, int(source.events.time[0]), cut)[0])
+        numbers = set(np.linspace(0, len(baskets) - 1, min(most, len(baskets))).round().astype(int).tolist())
+        for number, (basket, visit) in enumerate(zip(baskets, visits_, strict=True)):
+            if number in numbers:
+                replay.step(basket)
+                canvases.ask(visit)
+            else:
+                replay.teach([basket])
+            progress("evaluation", number + 1, len(baskets))
         store.close()
     finally:
         source.close()
-    return _summary(results, days, cut, trained.metrics), results
+    return _summary(replay.results, canvases, days, cut, trained.metrics), replay.results
 
 
-def _baskets(source: Curriculum, since: int, until: int | None = None) -> list[Basket]:
-    """Visits as baskets of ids; entities that the catalogue does not know cannot be shown and are left out."""
+def _held_out(source: Curriculum, since: int, until: int | None = None) -> tuple[list[Basket], list[Visit], EventBatch]:
+    """Visits as baskets of ids, with the visits and the events that these name; entities that the catalogue does not
+    know cannot be shown and are left out."""
     events = source.events
     inside = (events.time >= since) & (events.time < until if until is not None else True)
     events = events.take(inside & events.where(list(source.config.interest())))
     known = {int(key): source.catalog.entity(int(key)) for key in np.unique(events.entity)}
-    found = []
+    baskets, found = list[Basket](), list[Visit]()
     for visit in visits(events):
         entities = [known[int(key)] for key in events.entity[visit.rows]]
         items = [entity.entity for entity in entities if entity is not None]
         if items:
-            found.append(Basket(source.users[visit.user], visit.time, items))
-    return found
+            baskets.append(Basket(source.users[visit.user], visit.time, items))
+            found.append(visit)
+    return baskets, found, events
 
 
-def _run(replay: Replay, source: Curriculum, cut: int, baskets: list[Basket], most: int, progress: Progress) -> Results:
-    replay.teach(_baskets(source, int(source.events.time[0]), cut))
-    asked = set(np.linspace(0, len(baskets) - 1, min(most, len(baskets))).round().astype(int).tolist())
-    for number, basket in enumerate(baskets):
-        if number in asked:
-            replay.step(basket)
-        else:
-            replay.teach([basket])
-        progress("evaluation", number + 1, len(baskets))
-    return replay.results
-
-
-def _summary(results: Results, days: float, cut: int, trained: dict[str, float]) -> Evaluation:
-    rows = {
+def _summary(
+    results: Results, canvases: CanvasEvaluation, days: float, cut: int, trained: dict[str, float]
+) -> Evaluation:
+    rows: dict[str, dict[str, float | None]] = {
         system: {
             f"{metric}@{results.k} {which}": getattr(results.score(system, which), metric)
             for which in ("all", "new")
@@ -120,9 +124,12 @@ def _summary(results: Results, days: float, cut: int, trained: dict[str, float])
         }
         for system in results.systems
     }
+    for system, row in canvases.rows().items():
+        rows.setdefault(system, {}).update(row)
     protocol = (
         f"The last {days:g} days (from {iso(cut)[:16]}Z) held back from training; each visit asked for before it is "
-        "learned, unrestricted (all) and for what the user never had (new); full ranking of the catalogue."
+        "learned, unrestricted (all) and for what the user never had (new); full ranking of the catalogue. "
+        "Each canvas besides: asked as such a visit can have begun there, beside the same canvas without a model."
     )
     facts = {"visits": results.baskets, "slates": results.slates, **{f"training {k}": v for k, v in trained.items()}}
-    return Evaluation(protocol, rows, facts)
+    return Evaluation(protocol, rows, facts, tuple(canvases.failures()))

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 from mainstem.assemble import CONTENT_DIM
 from mainstem.features.cooccurrence import ENTRY
-from mainstem.features.history import ROW, UserHistory
+from mainstem.features.history import UserHistory
 from mainstem.features.place import Place
 from mainstem.features.popularity import Ring
-from mainstem.features.user_item import UserItem
 from mainstem.rank.retrieve import DEFAULT_MIX
 from mainstem.schema.config import Config
 from mainstem.schema.keyrows import slots_for
+from mainstem.train.histories import BLOCK, SIZE, USER
 from mainstem.train.interactions import HISTORY
 from mainstem.train.networks import families_of
 from mainstem.weights.slabs import predicted_bytes
@@ -32,8 +32,9 @@ NODE = 18
 """Of an entry in LMDB beside its value: header, key, place in the page."""
 FILL = 0.66
 """How full LMDB's pages are of records of one width, written in no order."""
-LISTS_FILL = 0.6
-"""The same of lists: those beyond half a page have pages of their own, the last of them partly empty."""
+PACKED_USER, PACKED_EVENT, PACKED_SESSION = 85, 22, 16
+"""Of a user's value after compression (`features/packing.py`): whatever it holds, per event (its key and time, once for
+both lists), per session. Measured; the rest of this file is exact or follows from the structure."""
 COPIES = 2
 """LMDB copies the pages that a commit changes, and takes them again two commits later."""
 OBJECTS = 150
@@ -42,7 +43,7 @@ LINKS = 272
 """Of a vector in the graph: links of the lowest layer and above."""
 GRAPH_FROM = 200_000
 """Vectors above which an index has a graph."""
-NAME, MOST_NAMES = 283, 1 << 20
+NAME, MOST_NAMES = 283, 1 << 14
 """Of a name whose key a process remembers (`schema.ids.key64`), and how many it remembers at most."""
 
 
@@ -56,7 +57,8 @@ class Shape:
     neighbours          of an item (features.neighbours at most); 0: at most
     values, pairs       attribute values with a row; pairs of place and item
     record              bytes of a catalogue record, encoded
-    batch               events in a commit of the feature state: 50,000 while it catches up, few in live traffic
+    words               of an entity's text (model.words at most); 0: texts are not counted
+    batch               events in a commit of the feature state: 16,000 while it catches up, few in live traffic
     """
 
     users: int
@@ -69,7 +71,8 @@ class Shape:
     values: int = 0
     pairs: int = 0
     record: float = 150.0
-    batch: int = 50_000
+    words: float = 0.0
+    batch: int = 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +106,15 @@ def footprint(config: Config, shape: Shape) -> Footprint:
 
 def _features(config: Config, shape: Shape) -> dict[str, float]:
     users, items = shape.users, shape.items
-    lists, item = UserItem(config), Ring(config).dtype.itemsize
+    item = Ring(config).dtype.itemsize
     asked = _distinct(shape.batch / shape.session, users)
     taken = _distinct(shape.batch, items)
     counted = min(shape.distinct, config.features.items_per_user)
     kept = min(shape.events, config.features.history)
     beside = shape.neighbours or config.features.neighbours
+    packed = PACKED_USER + PACKED_EVENT * max(kept, counted) + PACKED_SESSION * kept / shape.session
     return {
-        "features.users": _file(users, lists.user.itemsize, FILL, asked)
-        + _file(users, lists.row.itemsize * counted, LISTS_FILL, asked)
-        + _file(users, ROW.itemsize * kept, LISTS_FILL, asked),
+        "features.users": _file(users, packed, FILL, asked),
         "features.items": _file(items, item, FILL, taken) + _file(items, ENTRY.itemsize * beside, FILL, taken),
         "features.values": _file(shape.values if config.features.by else 0, item, FILL, shape.values),
         "features.pairs": _file(shape.pairs, _pair(config), FILL, shape.batch),
@@ -147,21 +149,22 @@ def _serving(config: Config, shape: Shape, described: int) -> dict[str, float]:
         "serving.ranking": 4.0 * 4 * windows * _room(shape.items),
         "serving.columns": _columns(config, described),
         "serving.names": _names(shape, described),
+        "serving.words": _words(config, shape, described),
     }  # fmt: skip
 
 
 def _trainer(config: Config, shape: Shape, described: int) -> dict[str, float]:
     rows, users, items = _rows(config, shape, described), shape.users, shape.items
-    # latest events: entity, time, interest; beside them key, session, four times and places
-    history = 20 * HISTORY + 56
-    waiting = 2 * 28 * min(shape.session, shape.events)
+    held = min(shape.events, HISTORY + shape.session)
     return {
         "trainer.users": users * rows,
         "trainer.rows": (described + shape.values) * rows,
-        "trainer.histories": users * (history + waiting) + _key_rows(users),
+        # a third of the last block of each user is empty, in the mean
+        "trainer.histories": users * (USER.itemsize + BLOCK * (held + 1) / SIZE) + _key_rows(users),
         "trainer.counts": 16.0 * items + _key_rows(items),
         "trainer.catalog": described * (shape.record + OBJECTS) + _columns(config, described),
         "trainer.names": _names(shape, described),
+        "trainer.words": _words(config, shape, described),
     }
 
 
@@ -175,6 +178,12 @@ def _rows(config: Config, shape: Shape, described: int) -> float:
 def _names(shape: Shape, described: int) -> float:
     """Of a process that has met all users; sessions and places, which it remembers too, come on top."""
     return float(NAME * min(shape.users + described + shape.values, MOST_NAMES))
+
+
+def _words(config: Config, shape: Shape, described: int) -> float:
+    """Keys of the words of each entity, and where they lie."""
+    words = min(shape.words, config.model.words)
+    return described * (8.0 * words + 12) if words else 0.0
 
 
 def _index(vectors: int, dim: int) -> float:

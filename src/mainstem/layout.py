@@ -35,9 +35,11 @@ SURFACE = (
     "serve",
     "datasets",
     "loop",
+    "canvas_evaluation",
     "evaluation",
     "demo",
     "cli_weights",
+    "cli_online",
     "cli",
     "__main__",
 )

@@ -23,12 +23,13 @@ from mainstem import catalog as catalogs
 from mainstem import curriculum, features, weights
 from mainstem.assemble import open_log
 from mainstem.catalog import MemoryCatalog
-from mainstem.curriculum import EXTRA_INPUTS, HAD
+from mainstem.curriculum import HAD
 from mainstem.join import PoolJoin
 from mainstem.live import fingerprint
+from mainstem.rank.score import extra_inputs
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import storage_urls
-from mainstem.schema.errors import NotReady
+from mainstem.schema.errors import NotReady, StoreError
 from mainstem.schema.protocols import Log
 from mainstem.schema.time import parse_duration
 from mainstem.train import OnlineLearner, OnlineTrainer, RankingLearner, new_ranker, new_towers
@@ -39,8 +40,9 @@ __all__ = ["Learning", "Rebuilds", "definition", "learner_of", "online_trainer"]
 _log = logging.getLogger(__name__)
 
 LINE = "main"
-# Seconds between attempts while the log holds too little to learn from.
+# Seconds between attempts while the log holds too little to learn from, and while another trains the line.
 PATIENCE = 10.0
+LOOK = 1.0
 
 Progress = Callable[[str, int, int], None]
 
@@ -65,7 +67,7 @@ def definition(config: Config) -> tuple[str, tuple[str, ...]]:
         closing(catalogs.open("memory://", entities=config.entities)) as nothing,
         closing(features.open("memory://", config, nothing)) as private,
     ):
-        return fingerprint(config, private), (*private.names, *EXTRA_INPUTS)
+        return fingerprint(config, private), (*private.names, *extra_inputs(tuple(config.canvases)))
 
 
 def learner_of(config: Config, catalog: MemoryCatalog, inputs: Sequence[str]) -> OnlineLearner:
@@ -78,7 +80,9 @@ def learner_of(config: Config, catalog: MemoryCatalog, inputs: Sequence[str]) ->
 class Learning:
     """Keeps the model line learning until `stop`: trains it first where there is none, then goes on online.
 
-    Raises StoreError where another process does so already. `trainer` is None until there is a first model.
+    While another process or thread trains the line (a `mainstem train` begun when no online trainer ran, or an online
+    trainer), it waits and says which in `waiting`; then it goes on from what that left. `trainer` is None until there
+    is a first model.
     """
 
     def __init__(self, config: Config, base: Path, progress: Progress = silent) -> None:
@@ -89,16 +93,15 @@ class Learning:
         self.failure: Exception | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        with ExitStack() as opened:
-            store = weights.open(storage_urls(config, base).weights)
-            opened.enter_context(store.trainer_lock(LINE))
-            self.log = opened.enter_context(closing(open_log(config, base)))
-            self._opened = opened.pop_all()
+        self._store = weights.open(storage_urls(config, base).weights)
+        self.log = open_log(config, base)
 
     def run(self) -> None:
         """In this thread, until `stop` is called from another."""
         try:
-            with torch_threads(self.config.train.threads):
+            with ExitStack() as held:
+                self._own(held)
+                held.enter_context(torch_threads(self.config.train.threads))
                 self.trainer = self._first()
                 if self.trainer is not None:
                     self.trainer.run(self._stop)
@@ -107,19 +110,34 @@ class Learning:
             _log.exception("online learning has ended")
             raise
 
+    def _own(self, held: ExitStack) -> None:
+        """Wait until the line is nobody else's, or `stop`."""
+        while not self._stop.is_set():
+            try:
+                held.enter_context(self._store.trainer_lock(LINE))
+            except StoreError as error:
+                self._wait(error, LOOK)
+            else:
+                self.waiting = ""
+                return
+
+    def _wait(self, error: Exception, seconds: float) -> None:
+        """Say once what is waited for."""
+        if str(error) != self.waiting:
+            _log.info("waiting: %s", error)
+        self.waiting = str(error)
+        self._stop.wait(seconds)
+
     def _first(self) -> OnlineTrainer | None:
         while not self._stop.is_set():
             try:
                 return online_trainer(self.config, self.log, self.base)
             except NotReady as error:
-                self.waiting = str(error)
+                self.waiting = self.waiting or str(error)
             try:
                 curriculum.train(self.config, self.log, self.base, self.progress, owner=True)
             except NotReady as error:
-                if str(error) != self.waiting:
-                    _log.info("nothing to learn from yet: %s", error)
-                self.waiting = str(error)
-                self._stop.wait(PATIENCE)
+                self._wait(error, PATIENCE)
         return None
 
     def start(self) -> None:
@@ -139,7 +157,7 @@ class Learning:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self._opened.close()
+        self.log.close()
 
     def figures(self) -> dict[str, float]:
         """For the metrics page."""
@@ -155,6 +173,7 @@ class Learning:
             "trainer_passed_over_records": float(status.passed_over),
             "trainer_published": float(status.published),
             "trainer_refused": float(status.refused),
+            "trainer_new_levels": float(status.new_levels),
             "trainer_loss": status.loss,
         }
 

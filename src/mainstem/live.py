@@ -9,17 +9,20 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mainstem import index
 from mainstem.models import Ranker, numpy_scorer
 from mainstem.rank import ModelVersion
 from mainstem.schema.config import Config
 from mainstem.schema.errors import Incompatible, NotReady
-from mainstem.schema.ids import Keys, digest128, key64
+from mainstem.schema.ids import Keys, digest128, key64, keys64
 from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats
 from mainstem.schema.records import Context, Entity
 from mainstem.train import Towers, restore
-from mainstem.train.towers import TABLE
+from mainstem.train.interactions import HISTORY, Sequences, notes
+from mainstem.train.towers import CATEGORY, TABLE, Request
+from mainstem.train.words import keys_of, word_keys
 from mainstem.weights import Delta, Snapshot
 
 __all__ = ["LiveModel", "LiveModels", "fingerprint", "model_of"]
@@ -95,7 +98,7 @@ class LiveModels:
             except RuntimeError as error:  # torch says so for every shape and name that does not fit
                 raise Incompatible(f"the dense part of delta {delta.sequence} does not fit: {error}") from error
             network.eval()
-        towers = Towers(module, old.table, self.catalog, old.attributes)
+        towers = Towers(module, old.table, self.catalog, old.attributes, old.canvases, old.words)
         before = model.answers
         answers = model_of(towers, self.config, self.store.kinds, before.inputs, delta.dense_version, self.catalog)
         scores = numpy_scorer(ranker)
@@ -112,15 +115,17 @@ class LiveModels:
 
     def touch(self, model: LiveModel, changed: Sequence[Entity], left: Sequence[int]) -> None:
         """Between dense versions only touched entities are embedded anew."""
-        keys = [key64(entity.entity_type, entity.entity, entity.tenant) for entity in changed]
-        self.embed(model, np.array(keys, np.uint64))
+        keys = keys_of(changed)
+        model.towers.words.forget(keys)
+        self.embed(model, keys)
         model.answers.index.delete(np.array(left, np.uint64))
 
 
 def fingerprint(config: Config, store: FeatureStore) -> str:
     """Of everything a snapshot's networks depend on (law 11)."""
     entities = {name: (kind.attributes, kind.text) for name, kind in config.entities.items()}
-    sizes = config.model.dim, config.model.hidden, config.model.temperature
+    model = config.model
+    sizes = model.dim, model.hidden, model.temperature, model.history, model.words, list(config.canvases)
     definition = f"{store.fingerprint} {config.heads!r} {sizes!r} {entities!r}"
     return digest128(definition).hex()
 
@@ -138,26 +143,49 @@ def model_of(
         version=version,
         heads=tuple(config.heads),
         inputs=tuple(inputs),
+        canvases=tuple(config.canvases),
         index=vectors,
-        user_vector=_user_vector(towers, config, kinds),
+        request_vector=_request_vector(towers, config, kinds),
         scores=_no_scores,
         embed=towers.entity_vectors,
     )
 
 
-def _user_vector(towers: Towers, config: Config, kinds: Sequence[str]) -> Callable[[Context, FeatureView, str], Floats]:
-    interest = np.array([config.interest().get(kind, 0.0) for kind in kinds], np.float32)
-    vector_of = towers.user_vectors()
-    memo: WeakKeyDictionary[FeatureView, Floats] = WeakKeyDictionary()  # retrieval and scoring both ask
+def _request_vector(
+    towers: Towers, config: Config, kinds: Sequence[str]
+) -> Callable[[Context, FeatureView, str], Floats]:
+    interest, names = config.interest(), list(config.interest())
+    actions = np.array([names.index(kind) if interest.get(kind) else -1 for kind in kinds] or [-1], np.int64)
+    vector_of = towers.request_vectors()
+    memo: WeakKeyDictionary[FeatureView, tuple[Context, Floats]] = WeakKeyDictionary()  # retrieval and scoring both ask
 
-    def user_vector(context: Context, view: FeatureView, tenant: str) -> Floats:
-        if view not in memo:
-            history = view.history()
-            user = 0 if context.user is None else key64("user", context.user, tenant)
-            memo[view] = vector_of(user, history, interest[history.kind], view.time)
-        return memo[view]
+    def request_vector(context: Context, view: FeatureView, tenant: str) -> Floats:
+        known = memo.get(view)
+        if known is None or known[0] is not context:
+            request = _request(towers, actions, context, view, tenant)
+            known = memo[view] = (context, vector_of(request))
+        return known[1]
 
-    return user_vector
+    return request_vector
+
+
+def _request(towers: Towers, actions: NDArray[np.int64], context: Context, view: FeatureView, tenant: str) -> Request:
+    history = view.history()
+    action = actions[history.kind]
+    rows = np.flatnonzero(action >= 0)[-HISTORY:]
+    n = len(rows)
+    past = Sequences(
+        history.entity[rows], notes(action[rows], history.canvas[rows], history.value[rows]), history.time[rows],
+        np.array([view.time] if n else [], np.int64), np.array([0, n] if n else [0], np.int64),
+    )  # fmt: skip
+    return Request(
+        towers.canvases.places.of(context.canvas),
+        0 if context.user is None else key64("user", context.user, tenant),
+        past,
+        keys64(context.source_type, context.sources, tenant),
+        0 if context.category is None else key64(f"item.{CATEGORY}", context.category, tenant),
+        word_keys(context.query or "", towers.words.most),
+    )
 
 
 def _no_scores(x: Floats) -> Floats:

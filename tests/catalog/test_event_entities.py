@@ -78,6 +78,14 @@ def test_a_late_event_brings_nothing_back(kind: type[EntityDelete | Erase]) -> N
     assert WANTED.records([event("a")], made) == [], "and costs no write"
 
 
+def test_an_erasure_takes_what_lies_before_it_whatever_its_time() -> None:
+    later = Entity(record_id="e", time=9, entity="a")
+    made = written([later, Erase(record_id="x", time=3, entity="a")], 1)
+    assert made.entity(key64("item", "a")) is None
+    made = written([later, EntityDelete(record_id="x", time=3, entity="a")], 1)  # canary: a deletion has its time
+    assert made.entity(key64("item", "a")) is not None
+
+
 def test_a_patch_may_describe_what_an_event_brought() -> None:
     made = written([event("a"), EntityPatch(record_id="p", time=1, entity="a", stock=0.0)])
     assert len(made) == 1

@@ -37,7 +37,7 @@ def table() -> SlabTable:
 
 
 def save(store: Snapshots, position: int) -> str:
-    dense = {"towers.blend": np.full(2, position, np.float32)}
+    dense = {"towers.mix": np.full(2, position, np.float32)}
     return store.save("main", dense, {TABLE: table()}, SnapshotMeta(position=Position.at(position)))
 
 
@@ -81,7 +81,7 @@ def test_a_rollback_is_a_new_version_and_goes_on_where_training_had_come_to(
     assert "p0:10" in text
     made = said(capsys, "rollback", first).split()[0]
     assert store.latest("main").version == made
-    assert store.load("main", made).tensors["towers.blend"].tolist() == [10, 10]
+    assert store.load("main", made).tensors["towers.mix"].tolist() == [10, 10]
     assert store.load("main", made).position == Position.at(33)
     again = said(capsys, "rollback", first, "--relearn").split()[0]
     assert store.load("main", again).position == Position.at(10)

@@ -30,12 +30,14 @@ def batch(rng: np.random.Generator) -> EventBatch:
     user = np.repeat(np.arange(USERS, dtype=np.uint64), EVENTS)
     session = np.arange(n, dtype=np.uint64) // np.uint64(2)
     keys = rng.integers(1, 2**63, USERS + ITEMS, np.uint64)
+    session = rng.integers(1, 2**63, n // 2, np.uint64)[session]
     order = rng.permutation(n // 2)
     rows = (2 * order[:, None] + np.arange(2)).ravel()
     return EventBatch(
-        time=1_700_000_000_000 + np.arange(n) * 1_000, user=keys[user][rows], session=session[rows] + np.uint64(1),
+        time=1_700_000_000_000 + np.arange(n) * 1_000, user=keys[user][rows], session=session[rows],
         entity=keys[USERS:][rng.integers(0, ITEMS, n)], kind=np.zeros(n, np.int16), value=np.ones(n),
-        place=np.zeros(n, np.uint64), offset=np.full(n, -1), kinds=("purchase",),
+        place=np.zeros(n, np.uint64), offset=np.full(n, -1), canvas=np.zeros(n, np.uint64),
+        query=np.zeros(n, np.uint64), kinds=("purchase",),
     )  # fmt: skip
 
 
@@ -55,14 +57,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 def test_pages_and_file_of_the_feature_state(pages: dict[str, int]) -> None:
     """Without copies the pages, with them the file. 60,000 sessions of two give 4,000 items 30 neighbours each."""
     few, many = replace(SHAPE, batch=0, neighbours=30), replace(SHAPE, batch=10_000, neighbours=30)
-    users = pages["user"] + pages["user_item"] + pages["history"]
+    users = pages["users"]
     assert footprint(CONFIG, few).parts["features.users"] == pytest.approx(users, rel=0.1)
     assert footprint(CONFIG, many).of("features") == pytest.approx(pages["file"], rel=0.15)
     assert footprint(CONFIG, few).of("features") * (1 + COPIES) > pages["file"]
 
 
 def test_canary_another_shape_does_not_fit(pages: dict[str, int]) -> None:
-    users = pages["user"] + pages["user_item"] + pages["history"]
+    users = pages["users"]
     twice = replace(SHAPE, batch=0, events=2 * EVENTS, distinct=2 * SHAPE.distinct)
     assert footprint(CONFIG, twice).parts["features.users"] > 1.5 * users
 
@@ -82,18 +84,8 @@ def test_mirrors_and_histories_are_those_of_the_processes() -> None:
     width = Ring(CONFIG).dtype.itemsize
     assert ITEMS * (width + 16) < said["serving.mirrors"] < ITEMS * (width + 8 + 32)
     histories, events = Histories(), batch(np.random.default_rng(0))
-    histories.fold(events, np.ones(len(events), np.float32))
-    per_user = [
-        histories._user,
-        *histories._of.values(),
-        *(getattr(histories, f"_ring_{n}") for n in ("entity", "time", "interest")),
-    ]
-    used = sum(array[: len(histories)].nbytes for array in per_user)
-    waiting = sum(
-        array.nbytes for array in (histories._w_entity, histories._w_time, histories._w_interest, histories._w_next)
-    )
-    slots = histories._rows._keys.nbytes + histories._rows._rows.nbytes
-    assert said["trainer.histories"] == pytest.approx(used + waiting + slots, rel=0.1)
+    histories.fold(events, np.ones(len(events), np.uint32))
+    assert said["trainer.histories"] == pytest.approx(histories.nbytes(), rel=0.1)
 
 
 def test_bounds_of_the_configuration_bound_it() -> None:

@@ -155,6 +155,7 @@ def follow(
                 if (delta.base, delta.sequence, str(delta.position)) not in refused:
                     lineage.faults.append(f"{name} passes over {position} to {delta.position}: nothing was refused")
                 lineage.passed_over += delta.position.offset() - position.offset()
+                learner.pass_over(log.read(position, delta.position.offset() - position.offset()))
                 position = delta.position
             lineage.deltas += 1
             lineage.dense_parts += delta.dense is not None

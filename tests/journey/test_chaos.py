@@ -30,7 +30,8 @@ from msgspec.structs import replace as replaced
 from mainstem import weights
 from mainstem.schema.position import START
 from mainstem.schema.records import Event
-from mainstem.train import OnlineTrainer, rebuilt
+from mainstem.train import OnlineTrainer, rebuilt, stream
+from mainstem.train.recovery import Recovery, Standing
 from mainstem.train.threads import torch_threads
 from mainstem.weights import Delta, Snapshot, SnapshotMeta
 
@@ -79,19 +80,20 @@ def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
 # ---- canaries: the checks can fail ---------------------------------------------------------------
 
 
-class Forgetful(OnlineTrainer):
+class Forgetful(Recovery):
     """After a crash it goes on behind the newest delta, without having learned again what came before."""
 
-    def _relearn(self) -> None:
-        after = self.store.deltas.sequences(self.line, self.place.base)
-        delta = self.store.deltas.load(self.line, self.place.base, after[-1])
-        self.place, self.dense_version, self.position = delta.place, delta.dense_version, delta.position
+    def _relearn(self, at: Standing) -> None:
+        after = self.store.deltas.sequences(self.line, at.place.base)
+        delta = self.store.deltas.load(self.line, at.place.base, after[-1])
+        at.place, at.dense_version, at.position = delta.place, delta.dense_version, delta.position
 
 
-@pytest.mark.parametrize(("kind", "honest"), [(OnlineTrainer, True), (Forgetful, False)])
+@pytest.mark.parametrize(("kind", "honest"), [(Recovery, True), (Forgetful, False)])
 def test_a_trainer_that_skips_the_replay_is_caught(
-    survived: Survived, tmp_path: Path, kind: type[OnlineTrainer], honest: bool
+    survived: Survived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Recovery], honest: bool
 ) -> None:
+    monkeypatch.setattr(stream, "Recovery", kind)
     shop, (base, deltas) = survived.shop, survived.history.bases[0]
     version, half = base.manifest.version, len(deltas) // 2
     shutil.copytree(shop.archive.root / "main" / version, tmp_path / "main" / version)
@@ -100,7 +102,8 @@ def test_a_trainer_that_skips_the_replay_is_caught(
         shutil.copy(path, tmp_path / "main" / "deltas" / version)
     store = weights.open(str(tmp_path))
     with torch_threads(1):  # as `mainstem train --online` does, and `follow`
-        trainer = kind(shop.config, survived.log, store, lambda: new_learner(shop.config), base.manifest.fingerprint)
+        fingerprint = base.manifest.fingerprint
+        trainer = OnlineTrainer(shop.config, survived.log, store, lambda: new_learner(shop.config), fingerprint)
         while trainer.step():
             trainer.publish()
     numbers = store.deltas.sequences("main", version)

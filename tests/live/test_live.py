@@ -74,7 +74,7 @@ class Serving:
         for user in range(30):
             context = Context(user=f"u{user}", time=self.world.events[-1].time + 1)
             with self.state.view(context) as view:
-                found.append(model.answers.user_vector(context, view, "main"))
+                found.append(model.answers.request_vector(context, view, "main"))
         return np.stack(found)
 
     def assert_same(self, one: LiveModel, other: LiveModel) -> None:
@@ -222,7 +222,7 @@ def test_a_deleted_row_of_an_entity_leaves_what_its_attributes_say(serving: Serv
     assert model.towers.table.find(np.array([gone, user_key(2)], np.uint64)).tolist() == [-1, -1]
     parity = serving.catalog.codes("parity", serving.catalog.rows(ITEM_KEYS))[4:5]
     row = torch.from_numpy(model.towers.table.read(parity))
-    alone = model.towers.module.entity(row, torch.tensor([0]), torch.tensor([0, 1]))
+    alone = model.towers.module.entity(row)  # these entities have no text
     np.testing.assert_allclose(vectors(model, ITEM_KEYS[4:5]), alone.detach().numpy(), atol=2e-6)
 
 

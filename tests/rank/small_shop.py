@@ -12,6 +12,7 @@ from mainstem import catalog as catalogs
 from mainstem import features, index
 from mainstem.rank import ModelVersion, Pipeline
 from mainstem.rank.question import Question, resolve
+from mainstem.rank.score import extra_inputs
 from mainstem.rank.sources import Allowed, Content, Cooccurrence, Owned, Popular, Source, TwoTower
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import CanvasConfig, Config, EntityTypeConfig, HeadConfig
@@ -56,14 +57,18 @@ class Shop:
         self.index = index.open("exact://", 2, version="v-1")
         self.content = index.open("exact://", 4, version="words")
         self.offset = 0
+        canvases = tuple(self.config.canvases)
+        inputs = (*self.features.names, *extra_inputs(canvases))
+        near = inputs.index("two_tower")
         self.model = ModelVersion(
             line="main",
             version="v-1",
             heads=("purchase", "click"),
-            inputs=(*self.features.names, "two_tower"),
+            inputs=inputs,
+            canvases=canvases,
             index=self.index,
-            user_vector=lambda context, view, tenant: np.array([1, 0], np.float32),
-            scores=lambda x: np.column_stack([x[:, -1], -x[:, -1]]).astype(np.float32),
+            request_vector=lambda context, view, tenant: np.array([1, 0], np.float32),
+            scores=lambda x: np.column_stack([x[:, near], -x[:, near]]).astype(np.float32),
             embed=self.index.vectors,
         )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from mainstem import assemble, curriculum, eventlog, loop, slates
@@ -16,7 +18,7 @@ from mainstem.loop import Loop
 from mainstem.refresh import Follower, ModelKeeper
 from mainstem.schema.config import Config, EntityTypeConfig
 from mainstem.schema.config_file import storage_urls
-from mainstem.schema.errors import StoreError
+from mainstem.schema.errors import Incompatible, StoreError
 from mainstem.schema.ids import key64
 from mainstem.schema.protocols import Log, LogBatch
 from mainstem.schema.records import Context, Erase, Event, LogRecord, Slate, SlateRequest
@@ -85,6 +87,24 @@ def test_the_slates_are_kept_but_for_erased_users(tmp_path: Path) -> None:
     with Loop(CONFIG, tmp_path) as opened:
         assert opened.parts.follower.lag() == 0
         assert opened.entity("item", "i1") is not None
+
+
+def test_a_state_that_rests_in_another_form_is_refused_and_rebuilt(tmp_path: Path) -> None:
+    """As earlier releases wrote it: nothing in its definition about how it is stored (law 11)."""
+    filled(tmp_path)
+    folder = Path(storage_urls(CONFIG, tmp_path).state.removeprefix("lmdb://")) / "features"
+    with closing(lmdb.open(str(folder), max_dbs=1)) as env, env.begin(write=True) as txn:
+        meta = env.open_db(b"meta", txn)
+        stored = {json.loads(value).get("storage"): key for key, value in txn.cursor(meta) if value[:1] == b"{"}
+        key = stored["users v1"]
+        earlier = json.loads(txn.get(key, db=meta))
+        del earlier["storage"]
+        txn.put(key, json.dumps(earlier).encode(), db=meta)
+    with pytest.raises(Incompatible, match=r"storage \(stored: absent; configured: users v1\).*mainstem backfill"):
+        Loop(CONFIG, tmp_path)
+    backfill(CONFIG, tmp_path, nothing)
+    with Loop(CONFIG, tmp_path) as opened:
+        assert opened.parts.follower.lag() == 0
 
 
 def writing(base: Path) -> closing[Log]:

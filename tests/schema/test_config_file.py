@@ -54,7 +54,7 @@ def test_what_is_given_replaces_whole_mappings_and_keeps_the_rest_of_an_entry() 
 
 
 ERRORS = [
-    ("canvases:\n  home:\n    lmit: 3\n", 3, r"canvases\.home\.lmit: unknown key; did you mean 'limit'\? allowed: .*limit, .*fallback$"),
+    ("canvases:\n  home:\n    lmit: 3\n", 3, r"canvases\.home\.lmit: unknown key; did you mean 'limit'\? allowed: .*limit, .*fallback, .*gate$"),
     ("serve: {}\nServe: 3\n", 2, r"Serve: unknown key; did you mean 'serve'\?"),
     ("zzz: 3\n", 1, r"zzz: unknown key; allowed: version, name"),
     ("canvases:\n  home:\n    repeat: alow\n", 3, r"repeat: 'alow' is not allowed; did you mean 'allow'\? allowed: allow, new_only$"),

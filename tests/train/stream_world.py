@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mainstem.schema.protocols import Log
 from mainstem.schema.records import Context, Entity, Event, LogRecord, Served, Slate, SlateRequest
 from mainstem.train import OnlineLearner, OnlineTrainer
 from mainstem.train.towers import TABLE
-from mainstem.weights import Snapshots
+from mainstem.weights import Apply, LineReader, Rebase, Snapshots
 
 PARITY = ("even", "odd")
 
@@ -100,6 +101,31 @@ def with_pools(events: list[Event]) -> list[LogRecord]:
         seen.add(session)
         out.append(event)
     return out
+
+
+def world_of(base: Path, tmp_path: Path, name: str = "w", **changes: object) -> World:
+    shutil.copytree(base, tmp_path / name)
+    return World(tmp_path / name, online_config(**changes))
+
+
+def served(world: World) -> tuple[dict[int, np.ndarray], dict[str, np.ndarray], LineReader]:
+    """What a server that follows the line holds in the end: rows, networks, and its reader."""
+    rows: dict[int, np.ndarray] = {}
+    dense: dict[str, np.ndarray] = {}
+    reader = LineReader(world.store, "main")
+    while (step := reader.poll()) is not None:
+        if isinstance(step, Rebase):
+            table = step.snapshot.tables[TABLE]
+            rows = dict(zip(table["keys"].tolist(), table["values"].copy(), strict=True))
+            dense = dict(step.snapshot.tensors)
+        elif isinstance(step, Apply):
+            change = step.delta.tables[TABLE]
+            for key in change.deleted.tolist():
+                rows.pop(key, None)
+            rows |= dict(zip(change.keys.tolist(), change.values.copy(), strict=True))
+            dense |= dict(step.delta.dense or {})
+        reader.accept(step)
+    return rows, dense, reader
 
 
 def user_key(number: int) -> int:

@@ -1,24 +1,29 @@
 """Online histories agree with those of the whole log; checkpoints change nothing; a forgotten user is gone."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_histories import PlainHistories
 
 from mainstem.join.sessions import GAP, session_starts
 from mainstem.schema.batch import EventBatch
+from mainstem.schema.canvases import CanvasPlaces
+from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import key64
 from mainstem.schema.records import Event
 from mainstem.schema.time import DAY
 from mainstem.train import histories
-from mainstem.train.histories import Histories
+from mainstem.train.histories import BLOCK, SIZE, USER, Histories
 from mainstem.train.interactions import HISTORY, Interactions, Positives, of_interest
 
 T0 = 1_500_000_000_000
 INTEREST = {"purchase": 1.0, "view": 0.1}
-FIELDS = [field.name for field in dataclasses.fields(Interactions)]
+FIELDS = ("user", "entity", "interest", "time", "previous", "canvas", "query")
+NOWHERE = CanvasPlaces(())
 
 # (user, ms since the last event, a new session begins, kind)
 streams = st.lists(
@@ -43,33 +48,37 @@ def stream_of(rows: list[tuple[str, int, bool, str]], named: bool) -> EventBatch
     return EventBatch.of(events)
 
 
-def by_user(found: Interactions) -> Interactions:
-    """The order of `Positives`: by user, then as they came."""
-    return found.take(np.lexsort((np.arange(len(found)), found.user)))
+def seen(found: Interactions) -> list[list[tuple[int, int, int]]]:
+    """What each positive's user did before its session: (entity, time, note), oldest first."""
+    past, out = found.sequences, []
+    events = list(zip(past.entity.tolist(), past.time.tolist(), past.note.tolist(), strict=True))
+    for end, length in zip((found.state + 1).tolist(), found.lengths().tolist(), strict=True):
+        out.append(events[end - length : end])
+    return out
 
 
-def online(events: EventBatch, size: int, keeper: Histories | None = None) -> Interactions:
+def online(events: EventBatch, size: int, keeper: Histories | None = None) -> list[Interactions]:
     keeper = Histories() if keeper is None else keeper
-    found, weight = of_interest(events, INTEREST)
-    parts = [
-        keeper.before(found.take(slice(at, at + size)), weight[at : at + size]) for at in range(0, len(found), size)
+    found, weight, note = of_interest(events, INTEREST, NOWHERE)
+    return [
+        keeper.before(found.take(slice(at, at + size)), weight[at : at + size], note[at : at + size])
+        for at in range(0, len(found), size)
     ]
-    return joined(parts)
 
 
-def joined(parts: list[Interactions]) -> Interactions:
-    sizes = np.concatenate([np.diff(part.offsets) for part in parts] or [np.zeros(0, np.int64)])
-    columns = {
-        name: np.concatenate([getattr(part, name) for part in parts] or [getattr(Interactions.none(), name)])
-        for name in FIELDS
-        if name != "offsets"
-    }
-    return Interactions(**columns, offsets=np.concatenate([[0], np.cumsum(sizes)]))
+def by_user(parts: list[Interactions]) -> tuple[dict[str, np.ndarray], list[Any]]:
+    """All of it in the order of `Positives`: by user, then as they came."""
+    columns = {name: np.concatenate([getattr(part, name) for part in [Interactions.none(), *parts]]) for name in FIELDS}
+    order = np.argsort(columns["user"], kind="stable")
+    past = [one for part in parts for one in seen(part)]
+    return {name: column[order] for name, column in columns.items()}, [past[at] for at in order.tolist()]
 
 
-def assert_same(a: Interactions, b: Interactions) -> None:
+def assert_same(a: list[Interactions], b: list[Interactions]) -> None:
+    (columns, past), (others, its) = by_user(a), by_user(b)
     for name in FIELDS:
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+        np.testing.assert_array_equal(columns[name], others[name], err_msg=name)
+    assert past == its
 
 
 @settings(max_examples=150, deadline=None)
@@ -77,7 +86,7 @@ def assert_same(a: Interactions, b: Interactions) -> None:
 def test_online_and_offline_agree(rows: list[tuple[str, int, bool, str]], named: bool, size: int) -> None:
     events = stream_of(rows, named)
     whole = Positives.of(events, INTEREST, session_starts)
-    assert_same(by_user(online(events, size)), whole.batch(np.arange(len(whole))))
+    assert_same(online(events, size), [whole.batch(np.arange(len(whole)))])
 
 
 def test_long_histories_agree_too() -> None:
@@ -87,9 +96,9 @@ def test_long_histories_agree_too() -> None:
     ]
     events = stream_of(rows, named=True)
     whole = Positives.of(events, INTEREST, session_starts)
-    found = by_user(online(events, 64))
-    assert np.diff(found.offsets).max() == HISTORY
-    assert_same(found, whole.batch(np.arange(len(whole))))
+    found = online(events, 64)
+    assert max(int(part.lengths().max()) for part in found) == HISTORY
+    assert_same(found, [whole.batch(np.arange(len(whole)))])
 
 
 def test_canary_a_history_with_its_own_session_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +106,7 @@ def test_canary_a_history_with_its_own_session_is_caught(monkeypatch: pytest.Mon
     whole = Positives.of(events, INTEREST, session_starts)
     each_its_own = dataclasses.replace(events, session=np.arange(1, 13).astype(np.uint64))
     with pytest.raises(AssertionError):
-        assert_same(by_user(online(each_its_own, 5)), whole.batch(np.arange(len(whole))))
+        assert_same(online(each_its_own, 5), [whole.batch(np.arange(len(whole)))])
 
 
 @settings(max_examples=60, deadline=None)
@@ -110,28 +119,103 @@ def test_a_checkpoint_in_between_changes_nothing(rows: list[tuple[str, int, bool
     copy.load(keeper.state())
     assert len(copy) == len(keeper)
     assert_same(online(second, 7, copy), online(second, 7, keeper))
-    for name, array in keeper.state().items():
-        np.testing.assert_array_equal(array, copy.state()[name], err_msg=name)
+    assert_same_state(keeper.state(), copy.state())
+
+
+wild = st.lists(
+    st.tuples(
+        st.lists(
+            st.tuples(st.integers(1, 4), st.integers(0, 3), st.sampled_from([0, 1, GAP, GAP + 1, -5, -DAY, DAY])),
+            min_size=1, max_size=60,
+        ),
+        st.sampled_from(["fold", "before", "checkpoint"]), st.sets(st.integers(1, 4), max_size=2),
+    ),
+    min_size=1, max_size=5,
+)  # fmt: skip
+"""Batches of (user, session, ms since the last event): late events and sessions that interrupt each other among them;
+how each is taken, and who is forgotten after it."""
+
+
+def wild_batch(rows: list[tuple[int, int, int]], first: int, time: int) -> tuple[EventBatch, np.ndarray]:
+    """Events, every third of the entity of the one before; and what is noted of them."""
+    user, session, passed = (np.array(column, np.int64) for column in zip(*rows, strict=True))
+    n = len(rows)
+    note = np.random.default_rng(first).integers(0, 1 << 32, n, dtype=np.uint32)
+    entity = np.arange(first + 1, first + 1 + n) - (np.arange(n) % 3 == 2)
+    none = np.zeros(n, np.uint64)
+    return EventBatch(
+        time=time + np.cumsum(passed), user=user.astype(np.uint64), session=session.astype(np.uint64),
+        entity=entity.astype(np.uint64), kind=np.zeros(n, np.int16), value=np.ones(n), place=none,
+        offset=np.full(n, -1), canvas=none, query=none, kinds=("purchase",),
+    ), note  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(wild)
+def test_whatever_comes_it_is_what_plain_lists_say(turns: list[Any]) -> None:
+    keeper, plain, first, time = Histories(), PlainHistories(GAP), 0, T0
+    for rows, how, forgotten in turns:
+        batch, note = wild_batch(rows, first, time)
+        first, time = first + len(batch), int(batch.time[-1])
+        expected = plain.before(batch, note)
+        if how == "fold":
+            keeper.fold(batch, note)
+        else:
+            found = keeper.before(batch, np.ones(len(batch), np.float32), note)
+            assert list(zip(seen(found), found.previous.tolist(), strict=True)) == expected
+        if how == "checkpoint":
+            copy = Histories()
+            copy.load(keeper.state())
+            keeper = copy
+        keeper.forget(np.array(sorted(forgotten), np.uint64))
+        plain.forget(sorted(forgotten))
+        assert len(keeper) == len(plain.users)
+
+
+def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    for name, array in a.items():
+        np.testing.assert_array_equal(array, b[name], err_msg=name)
+        assert array.dtype == b[name].dtype, name
+
+
+def test_events_of_one_session_share_what_was_before_it() -> None:
+    rows = [("u", 1, True, "purchase"), ("u", DAY, True, "purchase"), ("v", 1, True, "purchase"),
+            ("u", 1, False, "purchase"), ("u", DAY, True, "purchase")]  # fmt: skip
+    (found,) = online(stream_of(rows, named=True), 10)
+    assert found.state.tolist() == [-1, 0, -1, 0, 3]
+    assert found.sequences.offsets.tolist() == [0, 1, 4]
+    assert found.sequences.asked.tolist() == found.time[[1, 4]].tolist()
+
+
+@pytest.mark.parametrize("name", ["past", "waiting", "entity"])
+def test_a_checkpoint_that_does_not_fit_is_refused(name: str) -> None:
+    keeper = Histories()
+    online(stream_of([("u", GAP + 1, True, "purchase")] * 9, named=True), 2, keeper)
+    state = keeper.state()
+    state[name] = state[name] + 1 if name != "entity" else state[name][:-1]
+    with pytest.raises(StoreError, match="do not fit"):
+        Histories().load(state)
 
 
 def test_who_is_forgotten_has_no_past_and_nothing_of_it_is_kept() -> None:
     keeper = Histories()
-    events = stream_of([("uvw"[i % 3], 1000, i % 5 == 0, "purchase") for i in range(60)], named=True)
+    events = stream_of([("uvw"[i % 3], 1000, i % 5 == 0, "purchase") for i in range(600)], named=True)
     online(events, 16, keeper)
     user = np.array([key64("user", "u")], np.uint64)
     gone = set(events.entity[events.user == user[0]].tolist())
+    assert gone & set(keeper._blocks.ravel().tolist())
     keeper.forget(user)
-    state = keeper.state()
     assert len(keeper) == 2
-    assert not gone & set(state["ring_entity"].ravel().tolist()) | gone & set(state["w_entity"].tolist())
-    assert not gone & {*keeper._ring_entity.ravel().tolist(), *keeper._w_entity.tolist()}
+    assert not gone & set(keeper.state()["entity"].tolist())
+    assert not gone & set(keeper._blocks.ravel().tolist())
     # whoever gets the row now has nothing of who had it
     online(stream_of([("x", DAY * 29, True, "purchase")], named=True), 1, keeper)
-    row = keeper.state()["user"].tolist().index(key64("user", "x"))
-    for name in ("ring_entity", "ring_time", "ring_interest"):
-        assert not keeper.state()[name][row].any(), name
+    state = keeper.state()
+    row = state["user"].tolist().index(key64("user", "x"))
+    assert (state["past"][row], state["waiting"][row]) == (0, 1)
     again = stream_of([("u", DAY * 30, True, "purchase")], named=True)
-    assert np.diff(online(again, 1, keeper).offsets).tolist() == [0]
+    assert online(again, 1, keeper)[0].state.tolist() == [-1]
 
 
 def test_users_not_seen_for_long_expire() -> None:
@@ -146,4 +230,14 @@ def test_room_is_used_again() -> None:
     keeper = Histories()
     rows = [("u", GAP + 1, True, "purchase")] * 5000
     online(stream_of(rows, named=True), 100, keeper)
-    assert len(keeper._w_entity) <= 2 * histories._FIRST_WAITING
+    assert len(keeper._blocks) == histories._FIRST_BLOCKS
+    assert keeper._free[2] <= HISTORY // SIZE + 2
+
+
+def test_memory_is_in_proportion_to_what_is_held() -> None:
+    """Users with one event take one block each, whatever room a long history would need."""
+    keeper, n = Histories(), 3000
+    batch, note = wild_batch([(user + 1, 0, 1) for user in range(n)], 0, T0)
+    keeper.fold(batch, note)
+    slots = keeper.nbytes() - n * (BLOCK + USER.itemsize)
+    assert 32 * n <= slots <= 64 * n

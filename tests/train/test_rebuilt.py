@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from stream_world import TABLE, World, drain, online_config
 
+from mainstem import curriculum, eventlog, weights
 from mainstem.schema.errors import StoreError
 from mainstem.train import OnlineTrainer, rebuilt
 from mainstem.weights import SnapshotMeta
@@ -34,12 +35,15 @@ def first_of(world: World) -> str:
     return world.store.versions("main")[0]
 
 
-def publish_rebuilt(world: World, like: str, spoil: Callable[[np.ndarray], object] = lambda values: None) -> str:
+def publish_rebuilt(
+    world: World, like: str, spoil: Callable[[np.ndarray], object] = lambda values: None, begun_on: str | None = None
+) -> str:
     """A rebuild that came to what version `like` of the line is."""
     snapshot = world.store.load("main", like, training=True)
+    begun = {} if begun_on is None else {rebuilt.BEGUN_ON: begun_on}
     meta = SnapshotMeta(
         fingerprint="checkerboard", position=snapshot.position,
-        extras={"state": snapshot.manifest.extras["state"], "rebuilt by": "this test"},
+        extras={"state": snapshot.manifest.extras["state"], "rebuilt by": "this test", **begun},
     )  # fmt: skip
     table = {name: array.copy() for name, array in snapshot.tables[TABLE].items()}
     spoil(table["values"])
@@ -124,6 +128,53 @@ def test_a_rollback_leaves_behind_what_was_rebuilt_before_it(world: World, relea
     while online.place.base == made:
         online.step()
     assert world.store.manifest("main", online.place.base).extras["rebuilt"] == later
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_rollback_leaves_behind_what_was_begun_before_it_and_ends_after_it(
+    world: World, restarted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    online = world.trainer()
+    drain(online, publish_every=2, most=6)
+    begun_on = world.store.versions("main")[-1]
+    made = world.store.rollback("main", first_of(world), online.position)
+    drain(online, publish_every=1)
+    online.snapshot(wait=True)
+    online.store.keep("main", 1)  # the version that the rollback made is gone
+    assert made not in world.store.versions("main")
+    publish_rebuilt(world, world.store.versions("main")[0], begun_on=begun_on)
+    if restarted:
+        online = world.trainer()
+    for _ in range(5):
+        online.step()
+    assert online.place.base == made
+    assert "begun before a rollback" in caplog.text
+    publish_rebuilt(world, world.store.versions("main")[0], begun_on=made)  # canary: one begun on it is taken up
+    while online.place.base == made:
+        online.step()
+    assert is_rebuilt(online)
+
+
+def test_a_rebuild_says_what_it_was_begun_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the line has gone on by the time that it has read the log."""
+    begun: list[dict[str, str]] = []
+    versions = iter([["v-1", "v-2"], ["v-1", "v-2", "v-3"]])
+    store = weights.open(str(tmp_path))
+    monkeypatch.setattr(store, "versions", lambda line: next(versions))
+    monkeypatch.setattr(curriculum.weights, "open", lambda url: store)
+    monkeypatch.setattr(curriculum, "Trainer", lambda *given: begun.append(given[-1]) or Nothing())
+    config = online_config()
+    log = eventlog.open("memory://", history="file:///nowhere")
+    with store.trainer_lock("main"):
+        curriculum.train(config, log, tmp_path, lambda stage, done, total: None)
+    assert begun == [{rebuilt.BEGUN_ON: "v-2"}]
+
+
+class Nothing:
+    """A training that does nothing."""
+
+    def run(self, *given: object) -> None:
+        return None
 
 
 def test_a_rollback_in_the_moment_of_the_switch_stands(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from stream_world import TABLE, World, assert_equal, contents, drain, entities, item_keys, online_config, user_key
+from stream_world import (
+    TABLE,
+    World,
+    assert_equal,
+    contents,
+    drain,
+    entities,
+    item_keys,
+    online_config,
+    served,
+    user_key,
+    world_of,
+)
 
 from mainstem import weights
 from mainstem.schema.errors import NotReady
 from mainstem.schema.records import Erase, Event
-from mainstem.train import guard as guards
-from mainstem.train import stream
-from mainstem.weights import Apply, LineReader, Rebase
+from mainstem.weights.checkpoints import flatten, unflatten
 
 
 @pytest.fixture(scope="module")
@@ -24,31 +33,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     World(folder / "weights", online_config())
     return folder / "weights"
-
-
-def world_of(base: Path, tmp_path: Path, name: str = "w", **changes: object) -> World:
-    shutil.copytree(base, tmp_path / name)
-    return World(tmp_path / name, online_config(**changes))
-
-
-def served(world: World) -> tuple[dict[int, np.ndarray], dict[str, np.ndarray], LineReader]:
-    """What a server that follows the line holds in the end: rows, networks, and its reader."""
-    rows: dict[int, np.ndarray] = {}
-    dense: dict[str, np.ndarray] = {}
-    reader = LineReader(world.store, "main")
-    while (step := reader.poll()) is not None:
-        if isinstance(step, Rebase):
-            table = step.snapshot.tables[TABLE]
-            rows = dict(zip(table["keys"].tolist(), table["values"].copy(), strict=True))
-            dense = dict(step.snapshot.tensors)
-        elif isinstance(step, Apply):
-            change = step.delta.tables[TABLE]
-            for key in change.deleted.tolist():
-                rows.pop(key, None)
-            rows |= dict(zip(change.keys.tolist(), change.values.copy(), strict=True))
-            dense |= dict(step.delta.dense or {})
-        reader.accept(step)
-    return rows, dense, reader
 
 
 def test_what_is_served_is_what_was_learned(base: Path, tmp_path: Path) -> None:
@@ -143,66 +127,6 @@ def test_a_snapshot_in_between_changes_nothing(base: Path, tmp_path: Path) -> No
             again.publish()
     again.publish()
     assert_equal(contents(again), contents(unkilled))
-
-
-def test_a_refused_update_is_kept_and_passed_over(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    world = world_of(base, tmp_path)
-    online = world.trainer()
-    drain(online, publish_every=2, most=4)
-    good = contents(online)
-    place = online.place
-    with torch.no_grad():
-        online.learner.towers.module.blend.fill_(float("nan"))
-    online.step()
-    bad = online.position
-    assert not online.publish()
-    assert "finite" in online.status.last_refusal
-    assert online.status.refused == 1
-    (refused,) = world.store.deltas.refused("main")
-    assert "finite" in refused.why
-    assert refused.why in caplog.text
-    assert online.position == bad
-    now = contents(online)
-    assert_equal({n: a for n, a in now.items() if n.startswith("module")},
-                 {n: a for n, a in good.items() if n.startswith("module")})  # fmt: skip
-    assert online.place.sequence == place.sequence + 1  # which says that these records are passed over
-    assert world.trainer().position == bad
-    rows, dense, _ = served(world)
-    assert np.isfinite(dense["towers.blend"]).all()
-    assert all(np.isfinite(row).all() for row in rows.values())
-    drain(online)
-    online.publish()
-    assert online.position == world.log.end()
-    assert online.status.refused == 1
-    assert served(world)[2].place == online.place
-
-
-def test_a_jump_of_the_loss_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(guards.LEAST, "retrieval", 16)
-    world = world_of(base, tmp_path)
-    online = world.trainer()
-    for _ in range(12):
-        online.step()
-        assert online.publish()
-    online.step()
-    online._window.losses = {"retrieval": [(online.guard.watches["retrieval"].reference.mean * 2, 64)]}
-    assert not online.publish()
-    assert online.status.last_refusal.startswith("loss")
-
-
-def test_slates_that_turn_over_at_once_are_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "CHOICE", 60)
-    world = world_of(base, tmp_path, batch=64)
-    online = world.trainer()
-    drain(online, publish_every=1, most=3)
-    assert online.guard.slates is not None
-    online.step()
-    table = online.learner.towers.table
-    for keys, values in list(table.items()):
-        rng = np.random.default_rng(0)
-        table.write(keys, rng.normal(size=values.shape).astype(np.float32))
-    assert not online.publish()
-    assert online.status.last_refusal.startswith("canary")
 
 
 def test_an_erased_user_leaves_the_tables_of_trainer_and_server(base: Path, tmp_path: Path) -> None:
@@ -320,4 +244,26 @@ def test_without_a_model_or_with_another_configuration_it_says_so(base: Path, tm
     other = weights.SnapshotMeta(fingerprint="other", extras=snapshot.manifest.extras)
     world.store.save("main", snapshot.tensors, snapshot.tables, other, snapshot.training)
     with pytest.raises(NotReady, match="trained with other features"):
+        world.trainer()
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [("learner", "labels"), ("learner", "ranking"), ("learner", "ranking", "curvature"), ("guard", "ranking")],
+)
+def test_a_snapshot_of_an_older_release_says_what_to_do(base: Path, tmp_path: Path, lacking: tuple[str, ...]) -> None:
+    world = world_of(base, tmp_path)
+    version = world.store.latest("main").version
+    assert version is not None
+    snapshot = world.store.load("main", version, training=True)
+    state = unflatten(snapshot.training, snapshot.manifest.extras["state"])
+    part = state
+    for name in lacking[:-1]:
+        part = part[name]
+    del part[lacking[-1]]
+    arrays, tree = flatten(state)
+    extras = {**snapshot.manifest.extras, "state": tree}
+    meta = weights.SnapshotMeta(fingerprint="checkerboard", position=snapshot.position, extras=extras)
+    old = world.store.save("main", snapshot.tensors, snapshot.tables, meta, arrays)
+    with pytest.raises(NotReady, match=rf"{old} lacks '{lacking[-1]}'.*run `mainstem train`"):
         world.trainer()

@@ -1,6 +1,7 @@
 """The towers: they learn a world with a known answer, and their histories never know it beforehand."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -9,29 +10,40 @@ from checkerboard import CONFIG, ITEM_KEYS, ITEMS, T0, catalog_of, purchases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mainstem.catalog import MemoryCatalog
 from mainstem.join.sessions import GAP, session_starts
+from mainstem.models.history import How
 from mainstem.schema.batch import EventBatch
+from mainstem.schema.config import Config, HistoryConfig
 from mainstem.schema.ids import Keys, keys64
-from mainstem.schema.protocols import History
 from mainstem.schema.records import Event
 from mainstem.schema.time import DAY
 from mainstem.train import RetrievalTrainer, Towers, new_towers, retrieval
-from mainstem.train.interactions import HISTORY, Positives
-from mainstem.train.towers import CHANNELS
+from mainstem.train.interactions import HISTORY, Positives, Sequences, notes
+from mainstem.train.towers import Request
+from mainstem.train.words import Words
+
+HOME, SIMILAR = 1, 2
+NOTHING: Keys = np.zeros(0, np.uint64)
 
 
 def positives_of(events: EventBatch, interest: dict[str, float] | None = None) -> Positives:
     return Positives.of(events, interest or {"purchase": 1.0}, session_starts)
 
 
-def trained(events: EventBatch, epochs: int = 3) -> RetrievalTrainer:
+def trained(events: EventBatch, epochs: int = 3, config: Config = CONFIG) -> RetrievalTrainer:
     torch.manual_seed(0)
-    trainer = RetrievalTrainer(new_towers(CONFIG, catalog_of()), positives_of(events), CONFIG.model, CONFIG.train)
+    trainer = RetrievalTrainer(new_towers(config, catalog_of()), positives_of(events), config.model, config.train)
     rng = np.random.default_rng(0)
-    for _ in range(epochs):
-        losses = list(trainer.epoch(np.arange(len(trainer.positives)), rng))
+    for epoch in range(epochs):
+        losses = [loss for loss, _ in trainer.epoch(np.arange(len(trainer.positives)), rng, epoch)]
     assert np.isfinite(losses).all()
     return trainer
+
+
+def with_history(**changes: object) -> Config:
+    history = HistoryConfig.model_validate({"layers": 1, "dropout": 0.0} | changes)
+    return CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"history": history})})
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +51,28 @@ def learned() -> RetrievalTrainer:
     return trained(purchases(), epochs=4)
 
 
-def user_vector(towers: Towers, items: Keys, user: int = 0) -> np.ndarray:
+def past(items: Keys, time: int = T0) -> Sequences:
     n = len(items)
-    history = History(items, np.zeros(n, np.int16), np.ones(n, np.float32), np.full(n, T0))
-    return towers.user_vectors()(user, history, np.ones(n, np.float32), T0 + DAY)
+    if not n:
+        return Sequences.none()
+    noted = notes(np.zeros(n), np.full(n, HOME), np.ones(n))
+    return Sequences(items, noted, np.full(n, time), np.array([time + DAY]), np.array([0, n]))
+
+
+def user_vector(towers: Towers, items: Keys, user: int = 0) -> np.ndarray:
+    return towers.request_vector(Request(HOME, user, past(items), NOTHING, 0, NOTHING))
 
 
 def share_right(towers: Towers) -> float:
     """Share of the half of the items nearest to a visitor who took three even (odd) ones that are even (odd)."""
-    vectors, right = towers.entity_vectors(ITEM_KEYS), []
-    for parity in (0, 1):
-        user = user_vector(towers, ITEM_KEYS[parity : parity + 6 : 2])
-        right.append((np.argsort(-vectors @ user)[: ITEMS // 2] % 2 == parity).mean())
-    return float(np.mean(right))
+    return nearest(towers, [user_vector(towers, ITEM_KEYS[parity : parity + 6 : 2]) for parity in (0, 1)])
+
+
+def nearest(towers: Towers, asked: list[np.ndarray]) -> float:
+    """Share of the half of the items nearest to the first (second) vector that is even (odd)."""
+    vectors = towers.entity_vectors(ITEM_KEYS)
+    found = [(np.argsort(-vectors @ one)[: ITEMS // 2] % 2 == parity).mean() for parity, one in enumerate(asked)]
+    return float(np.mean(found))
 
 
 def test_learns_the_checkerboard(learned: RetrievalTrainer) -> None:
@@ -62,28 +83,78 @@ def test_learns_the_checkerboard(learned: RetrievalTrainer) -> None:
     assert learned.recall(rows, k=ITEMS // 2) > 0.95
 
 
+@pytest.mark.parametrize("windows", ["sessions", "last", "sliding", "mixed"])
+@pytest.mark.parametrize("encoder", ["pooling", "transformer", "hstu"])
+def test_every_encoder_learns_it_by_every_way_over_the_past(encoder: str, windows: str) -> None:
+    """A window of the history a user is few positives of the log: as many epochs as make up for it."""
+    epochs = 4 if windows == "sessions" else 12
+    trainer = trained(purchases(), epochs, with_history(encoder=encoder, windows=windows))
+    assert share_right(trainer.towers) > 0.9
+    assert nearest(trainer.towers, related(trainer.towers)) > 0.9
+
+
+def related(towers: Towers) -> list[np.ndarray]:
+    """A stranger's requests beside an even and an odd item."""
+    return [towers.request_vector(Request(SIMILAR, 0, past(NOTHING), ITEM_KEYS[p : p + 1], 0, NOTHING)) for p in (0, 1)]
+
+
+def test_related_items_need_no_user(learned: RetrievalTrainer) -> None:
+    assert nearest(learned.towers, related(learned.towers)) > 0.98
+    untrained = new_towers(CONFIG, catalog_of())
+    assert nearest(untrained, related(untrained)) < 0.8  # canary
+
+
 def test_a_new_item_is_known_by_its_attributes(learned: RetrievalTrainer) -> None:
     old = learned.towers
-    towers = Towers(old.module, old.table, catalog_of(ITEMS + 2), old.attributes)
+    towers = on(old, catalog_of(ITEMS + 2), old.attributes)
     new = towers.entity_vectors(keys64("item", [str(ITEMS), str(ITEMS + 1)]))
     np.testing.assert_allclose(np.linalg.norm(new, axis=1), 1, rtol=1e-5)
     even, odd = (user_vector(towers, ITEM_KEYS[p : p + 6 : 2]) for p in (0, 1))
     assert new[0] @ even > new[0] @ odd + 0.2
     assert new[1] @ odd > new[1] @ even + 0.2
     # canary: without its attributes nothing is known of it
-    bare = Towers(towers.module, towers.table, catalog_of(ITEMS + 2), ())
+    bare = on(old, catalog_of(ITEMS + 2), ())
     np.testing.assert_array_equal(*bare.entity_vectors(keys64("item", [str(ITEMS), str(ITEMS + 1)])))
 
 
-def test_training_and_serving_make_the_same_user_vector(learned: RetrievalTrainer) -> None:
-    towers, data = learned.towers, learned.positives
-    row = np.array([len(data) - 1])
-    places, _ = data.histories(row)
-    assert len(places) > 3
-    batch = towers.vectors_before(data.batch(row))[0]
-    history = History(data.entity[places], np.zeros(len(places), np.int16), data.interest[places], data.time[places])
-    alone = towers.user_vectors()(int(data.user[row[0]]), history, data.interest[places], int(data.time[row[0]]))
-    np.testing.assert_allclose(alone, batch, atol=1e-6)
+def on(towers: Towers, catalog: MemoryCatalog, attributes: tuple[str, ...]) -> Towers:
+    """The same over another catalogue."""
+    words = Words(catalog, CONFIG.model.words)
+    return Towers(towers.module, towers.table, catalog, attributes, towers.canvases, words)
+
+
+def serving(data: Positives, row: int) -> Request:
+    """A positive's request as serving would have it."""
+    batch = data.batch(np.array([row]))
+    return Request(HOME, int(data.user[row]), batch.sequences, NOTHING, 0, NOTHING)
+
+
+@pytest.mark.parametrize("encoder", ["pooling", "transformer", "hstu"])
+def test_training_and_serving_make_the_same_vector(encoder: str) -> None:
+    trainer = trained(purchases(days=10), 1, with_history(encoder=encoder))
+    towers, data = trainer.towers, trainer.positives
+    rows = np.array([3, len(data) - 9, len(data) - 1])
+    batch = data.batch(rows)
+    assert batch.lengths()[1:].min() > 3
+    for vector, row in zip(towers.vectors_before(batch)[1:], rows[1:].tolist(), strict=True):
+        np.testing.assert_allclose(towers.request_vector(serving(data, row)), vector, atol=1e-6)
+        np.testing.assert_allclose(towers.request_vectors()(serving(data, row)), vector, atol=1e-5)
+
+
+def test_without_torch_the_vector_is_the_same_whatever_is_known(learned: RetrievalTrainer) -> None:
+    towers = learned.towers
+    with torch.no_grad():
+        for parameter in towers.module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    fast, user = towers.request_vectors(), int(learned.positives.user[0])
+    query, category = ITEM_KEYS[7:9], int(towers.entity_keys(ITEM_KEYS[:1])[0, 1])
+    for canvas, told, items, sources, kind, words in itertools.product(
+        (0, HOME, SIMILAR), (0, user), (NOTHING, ITEM_KEYS[[3, 4, 3]]), (NOTHING, ITEM_KEYS[9:11]), (0, category),
+        (NOTHING, query),
+    ):  # fmt: skip
+        request = Request(canvas, told, past(items), sources, kind, words)
+        np.testing.assert_allclose(fast(request), towers.request_vector(request), atol=1e-5)
+    assert np.abs(fast(request)).max() > 0.01  # canary: the last one is not nothing
 
 
 def test_an_unknown_visitor_has_no_vector(learned: RetrievalTrainer) -> None:
@@ -115,9 +186,13 @@ def batch_of(rows: list[tuple[str, int, str | None, str]]) -> EventBatch:
 def leaks(data: Positives, trainer: RetrievalTrainer, events: EventBatch) -> bool:
     """Whether any history holds the positive's own session, that moment, anything later, or another user's."""
     session = dict(zip(events.entity.tolist(), events.session.tolist(), strict=True))
-    places, offsets = trainer.positives.histories(np.arange(len(data)))
+    batch = trainer.positives.batch(np.arange(len(data)))
+    place_of = {int(entity): place for place, entity in enumerate(data.entity.tolist())}
+    lengths = batch.lengths()
     for row in range(len(data)):
-        for place in places[offsets[row] : offsets[row + 1]]:
+        end = int(batch.state[row]) + 1
+        for entity in batch.sequences.entity[end - lengths[row] : end].tolist() if end else []:
+            place = place_of[entity]
             if data.user[place] != data.user[row] or data.time[place] >= data.time[row]:
                 return True
             mine, its = session[int(data.entity[row])], session[int(data.entity[place])]
@@ -163,18 +238,50 @@ def test_canary_leaking_histories_are_caught() -> None:
     assert leaks(this_moment, trainer_of(this_moment), events)
 
 
-def test_histories_are_the_latest_events_and_their_weights_fall_with_age() -> None:
+def test_histories_are_the_latest_events() -> None:
     n = HISTORY + 10
-    events = batch_of([("u", i * DAY, f"s{i}", "purchase") for i in range(n)])
-    trainer = trainer_of(positives_of(events))
-    rows = np.array([n - 1, 0, 2])
-    places, offsets = trainer.positives.histories(rows)
-    batch = trainer.positives.batch(rows)
-    weights = trainer.towers.history_weights(batch.age, batch.history_interest)
-    assert offsets.tolist() == [0, HISTORY, HISTORY, HISTORY + 2]
-    assert places.tolist() == [*range(n - 1 - HISTORY, n - 1), 0, 1]
-    age = np.array([2, 1])[:, None] * DAY
-    np.testing.assert_allclose(weights[-2:], np.exp2(-age / np.array(CHANNELS)), rtol=1e-6)
+    data = positives_of(batch_of([("u", i * DAY, f"s{i}", "purchase") for i in range(n)]))
+    batch = data.batch(np.array([n - 1, 0, 2]))
+    assert batch.lengths().tolist() == [HISTORY, 0, 2]
+    assert batch.sequences.entity.tolist() == [*data.entity[:2], *data.entity[n - 1 - HISTORY : n - 1]]
+    assert batch.sequences.asked.tolist() == [T0 + 2 * DAY, T0 + (n - 1) * DAY]
+    assert batch.previous.tolist() == [data.entity[n - 2], 0, data.entity[1]]
+
+
+def test_positives_of_one_session_share_a_sequence() -> None:
+    rows = [("u", 0, "s", "purchase"), ("u", DAY, "t", "purchase"), ("u", DAY + 1, "t", "purchase")]
+    batch = positives_of(batch_of(rows)).batch(np.arange(3))
+    assert batch.state.tolist() == [-1, 0, 0]
+    assert len(batch.sequences) == 1
+    assert batch.previous.tolist() == [0, batch.entity[0], batch.entity[1]]  # that of its own session counts here
+    some = batch.take(np.array([2]))
+    assert (some.state.tolist(), len(some.sequences)) == ([0], 1)
+    assert batch.take(np.array([0])).sequences.entity.tolist() == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows_of_events, st.sampled_from(["last", "sliding", "mixed"]), st.integers(0, 3), st.data())
+def test_windows_hold_beginnings_of_the_same_histories(
+    rows: list[tuple[str, int, str | None, str]], how: How, epoch: int, data: st.DataObject
+) -> None:
+    """What a positive sees in a window is the end of what it sees alone, and only what is wanted is a positive."""
+    positives = positives_of(batch_of(rows), {"purchase": 1.0, "view": 0.1})
+    wanted = np.array(data.draw(st.lists(st.booleans(), min_size=len(positives), max_size=len(positives))), np.bool_)
+    windows = positives.windows(wanted, how, epoch, 0)
+    batch = positives.window_batch(windows, wanted)
+    place = {int(entity): at for at, entity in enumerate(positives.entity.tolist())}
+    lengths, state = batch.lengths(), batch.state
+    alone = positives.batch(np.array([place[int(entity)] for entity in batch.entity], np.int64))
+    for i, entity in enumerate(batch.entity.tolist()):
+        assert wanted[place[entity]]
+        seen = batch.sequences.entity[state[i] + 1 - lengths[i] : state[i] + 1] if state[i] >= 0 else NOTHING
+        end, length = int(alone.state[i]) + 1, int(alone.lengths()[i])
+        full = alone.sequences.entity[end - length : end]
+        assert seen.tolist() == full[len(full) - len(seen) :].tolist()
+        assert (len(seen) == 0) == (len(full) == 0)
+    if how == "last" and len(positives) and wanted.all():  # histories here are shorter than a window
+        starts, ends = positives.begin, np.bincount(positives.begin, minlength=len(positives))
+        assert len(batch) == sum(int(ends[at]) for at in np.unique(starts) if ends[at] >= 2)
 
 
 # ---- recall and what is drawn ----------------------------------------------------------------------
@@ -185,15 +292,7 @@ def test_recall_is_the_oracles(learned: RetrievalTrainer) -> None:
     rows, hits = np.arange(0, len(data), 7), 0
     vectors = towers.entity_vectors(learned.entities)
     for row in rows:
-        places, _ = data.histories(np.array([row]))
-        history = History(
-            data.entity[places], np.zeros(len(places), np.int16), data.interest[places], data.time[places]
-        )
-        keys = np.array([data.user[row]], np.uint64)
-        if len(places):
-            user = towers.user_vectors()(int(keys[0]), history, data.interest[places], int(data.time[row]))
-        else:
-            user = towers.vectors_before(data.batch(np.array([row])))[0]
+        user = towers.vectors_before(data.batch(np.array([row])))[0]
         best = learned.entities[np.argsort(-(vectors @ user), kind="stable")[:10]]
         hits += data.entity[row] in best
     assert learned.recall(rows, k=10, chunk=13) == pytest.approx(hits / len(rows), abs=1.01 / len(rows))

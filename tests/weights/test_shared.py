@@ -16,7 +16,7 @@ import pytest
 
 from mainstem.schema.errors import NotReady, StoreError
 from mainstem.weights import changing
-from mainstem.weights.reading import Reader
+from mainstem.weights.reader import Reader
 from mainstem.weights.shared import SharedReader
 from mainstem.weights.slabs import SlabTable
 

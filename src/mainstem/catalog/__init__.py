@@ -2,7 +2,7 @@
 
 `memory.py` is the columnar view that every read uses and the oracle of the others; `lmdb.py` keeps
 the same entities on disk; `revisions.py` says which of two records about one entity wins;
-`bare.py` makes the entities that only events know of.
+`bare.py` makes the entities that only events know of; `kept.py` turns a whole catalogue into arrays and back.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mainstem.catalog.bare import EventEntities
+from mainstem.catalog.kept import State, columns_fingerprint, from_arrays, to_arrays
 from mainstem.catalog.memory import MemoryCatalog
 from mainstem.schema.config import EntityTypeConfig
 from mainstem.schema.errors import ConfigError
 
-__all__ = ["EventEntities", "MemoryCatalog", "open"]
+__all__ = ["EventEntities", "MemoryCatalog", "State", "columns_fingerprint", "from_arrays", "open", "to_arrays"]
 
 
 def open(url: str, *, entities: Mapping[str, EntityTypeConfig], readonly: bool = False) -> MemoryCatalog:

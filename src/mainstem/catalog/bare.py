@@ -13,7 +13,7 @@ import numpy as np
 
 from mainstem.catalog.memory import MemoryCatalog
 from mainstem.schema.config import Config
-from mainstem.schema.ids import key64
+from mainstem.schema.ids import digest128, key64
 from mainstem.schema.records import Entity, EntityDelete, EntityPatch, Erase, Event, LogRecord
 from mainstem.schema.time import parse_time
 
@@ -34,6 +34,11 @@ class EventEntities:
         """Types with `from_events`, and the kinds of events that count as interest."""
         types = (name for name, kind in config.entities.items() if kind.from_events)
         return cls(frozenset(types), frozenset(config.interest()))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the rule: two catalogues of one log are the same where it is."""
+        return digest128(f"{sorted(self.types)} {sorted(self.kinds)}").hex()
 
     def records(self, records: Sequence[LogRecord], catalog: MemoryCatalog) -> list[LogRecord]:
         """What of `records` is to be written to `catalog`, in order, each bare entity at the place of its event.

@@ -50,7 +50,7 @@ class Column:
         if capacity > len(self.cells):
             self.cells = _grown(self.cells, capacity, self.fill)
 
-    def set(self, rows: Rows, values: Sequence[object]) -> None:
+    def set(self, rows: Rows, values: Sequence[object] | NDArray[Any]) -> None:
         self.cells[rows] = np.array(values, self.cells.dtype)
 
     def take(self, rows: Rows) -> NDArray[Any]:
@@ -123,7 +123,12 @@ class TagsColumn:
 
     def set(self, rows: Rows, values: Sequence[list[int]]) -> None:
         lengths = np.fromiter((len(v) for v in values), np.int64, len(values))
-        flat = np.fromiter((code for codes in values for code in codes), np.uint64, int(lengths.sum()))
+        self.put(
+            rows, lengths, np.fromiter((code for codes in values for code in codes), np.uint64, int(lengths.sum()))
+        )
+
+    def put(self, rows: Rows, lengths: NDArray[np.int64], flat: Keys) -> None:
+        """`set` of lists that lie one after the other in `flat`."""
         if self._used + len(flat) > len(self._state[1]):
             self._pack(rows, len(flat))
         spans, arena = self._state
@@ -149,6 +154,13 @@ class TagsColumn:
         fresh[replaced] = (total + np.cumsum(old[1]) - old[1]) << 16 | old[1]
         self._state = (fresh, packed)
         self._used = total + len(kept)
+
+    def lists(self, rows: Rows) -> tuple[NDArray[np.int64], Keys]:
+        """(lengths, flat) of these rows, none of them -1, as `put` takes them."""
+        spans, arena = self._state
+        taken = spans[rows]
+        lengths = taken & 0xFFFF
+        return lengths, arena[_ragged(taken >> 16, lengths)]
 
     def among(self, rows: Rows, wanted: Keys) -> Mask:
         """Mask [n]: one of the row's tags is one of `wanted`."""

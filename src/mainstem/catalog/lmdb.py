@@ -16,6 +16,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
+from mainstem.catalog.kept import State
 from mainstem.catalog.memory import MemoryCatalog
 from mainstem.catalog.revisions import Revision, decode_revision, encode_revision
 from mainstem.schema.config import EntityTypeConfig
@@ -70,6 +71,13 @@ class LmdbCatalog(MemoryCatalog):
         with self._env.begin(buffers=True) as txn:
             blob = txn.get(_KEY.pack(key), db=self._entities)
             return None if blob is None else decode_revision(blob)
+
+    def _revisions(self) -> dict[int, bytes]:
+        with self._env.begin() as txn:
+            return {_KEY.unpack(packed)[0]: blob for packed, blob in txn.cursor(self._entities)}
+
+    def load(self, state: State) -> None:
+        raise StoreError("a catalogue on disk keeps its own entities: they cannot be replaced")
 
     def _commit(self, changed: Mapping[int, Revision], position: Position) -> None:
         if self.readonly:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mainstem.catalog.columns import CategoryColumn, Column, Mask, NumberColumn, Rows, TagsColumn, as_text
+from mainstem.catalog.kept import State
 from mainstem.catalog.lookup import RowTable
 from mainstem.catalog.revisions import Revision, apply, decode_revision, encode_revision, same_content
 from mainstem.schema.config import EntityTypeConfig
+from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import NO_KEY, Keys, key64
 from mainstem.schema.position import START, Position
 from mainstem.schema.records import Attribute, Entity, EntityDelete, EntityPatch, Erase, LogRecord
@@ -34,6 +37,10 @@ class MemoryCatalog:
         """Patches that met no entity since this object was made."""
         self._types = dict(entities)
         self._writing = threading.Lock()
+        self._clear()
+        self._table.find(np.zeros(0, np.uint64), self._keys)  # compiles here, not in the first request
+
+    def _clear(self) -> None:
         self._position = START
         self._blobs: dict[int, bytes] = {}
         self._table = RowTable()
@@ -56,7 +63,6 @@ class MemoryCatalog:
                     self._numbers.setdefault(attribute, NumberColumn(self._capacity))
                 elif form == "tags":
                     self._tags.setdefault(attribute, TagsColumn(self._capacity))
-        self._table.find(np.zeros(0, np.uint64), self._keys)  # compiles here, not in the first request
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -128,10 +134,15 @@ class MemoryCatalog:
         self._count = count
         return rows
 
+    def _plain(self) -> dict[str, Column]:
+        """The columns of one cell a row, by the names under which they are kept."""
+        fixed = {"type": self._type, "from": self._from, "until": self._until, "stock": self._stock}
+        categories = {f"category.{name}": column for name, column in self._categories.items()}
+        return {**fixed, **categories, **{f"number.{name}": column for name, column in self._numbers.items()}}
+
     def _grow(self, capacity: int) -> None:
-        plain = (self._type, self._from, self._until, self._stock)
-        columns: list[Column | TagsColumn] = [*plain, *self._categories.values(), *self._numbers.values()]
-        for column in (*columns, *self._tags.values()):
+        columns: list[Column | TagsColumn] = [*self._plain().values(), *self._tags.values()]
+        for column in columns:
             column.grow(capacity)
         keys = np.zeros(capacity, np.uint64)
         keys[: len(self._keys)] = self._keys
@@ -165,6 +176,51 @@ class MemoryCatalog:
         has = {name for name, kind in self._types.items() if kind.attributes.get(attribute) == form}
         values = [e.attributes.get(attribute) if e.entity_type in has else None for e in entities]
         return values, {name: f"{name}.{attribute}" for name in self._type_codes}
+
+    # ---- as a whole ------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """A copy of everything, for `load`. Of the writing thread alone."""
+        rows = np.flatnonzero(self._keys[: self._count]).astype(np.int32)
+        columns = {"rows": self._keys[rows]} | {name: column.take(rows) for name, column in self._plain().items()}
+        for name, tags in self._tags.items():
+            columns[f"tags.{name}.lengths"], columns[f"tags.{name}.codes"] = tags.lists(rows)
+        return State(self._revisions(), columns, list(self._type_codes), list(self._tenants), self._position)
+
+    def _revisions(self) -> dict[int, bytes]:
+        return dict(self._blobs)
+
+    def load(self, state: State) -> None:
+        """Take up what `state` of a catalogue with the same `entities` gave, instead of what is here; in memory only.
+
+        Raises StoreError, and then knows nothing, where it does not fit.
+        """
+        with self._writing:
+            self._clear()
+            self._type_codes = {name: code for code, name in enumerate(state.types)}
+            self._tenants = dict.fromkeys(state.tenants)
+            try:
+                self._fill(state.columns)
+            except (KeyError, ValueError, IndexError) as error:
+                self._clear()
+                raise StoreError(f"a kept catalogue does not fit the configured one: {error!r}") from error
+            self._blobs = dict(state.revisions)
+            self._position = state.position
+
+    def _fill(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        keys, plain = columns["rows"], self._plain()
+        tags = {f"tags.{name}.{part}" for name in self._tags for part in ("lengths", "codes")}
+        if columns.keys() != {"rows", *plain, *tags}:
+            raise ValueError(f"it has the columns {', '.join(sorted(columns))}")
+        rows = self._rows_for(keys)
+        for name, column in plain.items():
+            if columns[name].dtype != column.cells.dtype:
+                raise ValueError(f"its {name} is of {columns[name].dtype}")
+            column.set(rows, columns[name])
+        for name, lists in self._tags.items():
+            lists.put(rows, columns[f"tags.{name}.lengths"], columns[f"tags.{name}.codes"])
+        self._keys[rows] = keys
+        self._live = len(keys)
 
     # ---- reading ---------------------------------------------------------------------------------
 

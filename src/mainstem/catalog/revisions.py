@@ -5,6 +5,9 @@ comprehensive study of convergent and commutative replicated data types", sectio
 the time of the last whole write (Entity, EntityDelete, Erase), `fields` the times of the fields that
 were patched after it. So a record that arrives late changes only what no newer record has written.
 
+An erasure takes all that lies before it in the log, whatever its time, as the log itself does: a catalogue that
+followed along is then the one that a new reader of the log gets.
+
 One thing is not kept: a patch that meets no entity (unknown, or deleted) is dropped for good, even if
 an entity older than the patch arrives later.
 """
@@ -48,6 +51,8 @@ def apply(revision: Revision | None, record: Entity | EntityPatch | EntityDelete
     """
     if isinstance(record, EntityPatch):
         return _patch(revision, record)
+    if isinstance(record, Erase):
+        return Revision(record.time)
     if revision is not None and record.time < revision.base:
         return revision
     if not isinstance(record, Entity):

@@ -125,7 +125,7 @@ COMPLETEJOURNEY = Dataset(
         "canvases": {
             "home": {"sources": _SOURCES},
             "discover": {"repeat": "new_only", "sources": _SOURCES},
-            "similar": {},
+            "similar": {"learns_from": "previous"},
         },
         "model": {"dim": 32},
         "train": {"retrieval_epochs": 1, "ranking_span": "56d", "ranking_slates": 8_000},

@@ -34,7 +34,7 @@ def config(name: str, kind: str = "rating") -> dict[str, object]:
         "events": {kind: {"owned": True}},
         "heads": {kind: {"event": kind, "window": "1d"}},
         "entities": {"item": {"attributes": {"genres": "tags", "year": "number"}, "text": ["genres"]}},
-        "canvases": {"home": {"repeat": "new_only"}, "similar": {"repeat": "new_only"}},
+        "canvases": {"home": {"repeat": "new_only"}, "similar": {"repeat": "new_only", "learns_from": "previous"}},
     }
 
 

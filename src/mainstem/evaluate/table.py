@@ -23,11 +23,13 @@ _LOWER_IS_BETTER = ("logloss", "loss", "rmse", "mae")
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`rows[system][metric]`, the system under evaluation first; `facts` say on what and how."""
+    """`rows[system][metric]`, the system under evaluation first; `facts` say on what and how; `failures`: gates that it
+    did not pass."""
 
     protocol: str
     rows: Mapping[str, Mapping[str, float | None]]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
 
     def metrics(self) -> list[str]:
         """Every metric that some row has, in order of first appearance."""
@@ -66,7 +68,8 @@ class Evaluation:
             name: {metric: None if value is None or value != value else value for metric, value in row.items()}
             for name, row in self.rows.items()
         }
-        return json.dumps({"protocol": self.protocol, "rows": rows, "facts": dict(self.facts)}, allow_nan=False)
+        found = {"protocol": self.protocol, "rows": rows, "facts": dict(self.facts), "failures": list(self.failures)}
+        return json.dumps(found, allow_nan=False)
 
     def html(self, title: str = "Evaluation") -> str:
         """One bar chart a metric, with the facts and the machine."""

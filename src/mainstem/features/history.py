@@ -22,7 +22,15 @@ __all__ = ["ROW", "UserHistory"]
 Ints = NDArray[np.int64]
 
 ROW = np.dtype(
-    [("time", "i8"), ("entity", "u8"), ("session", "u8"), ("place", "u8"), ("value", "f4"), ("kind", "i2")],
+    [
+        ("time", "i8"),
+        ("entity", "u8"),
+        ("session", "u8"),
+        ("place", "u8"),
+        ("value", "f4"),
+        ("kind", "i2"),
+        ("canvas", "i2"),
+    ],
     align=True,
 )
 
@@ -30,8 +38,8 @@ ROW = np.dtype(
 @compiled
 def _fold(
     user: Ints, time: Ints, entity: Keys, session: Keys, place: Keys, value: Floats, kind: NDArray[np.int16],
-    start: Ints, length: Ints, h_time: Ints, h_entity: Keys, h_session: Keys, h_place: Keys, h_value: Floats,
-    h_kind: NDArray[np.int16], weight: Floats, bound: int, span: int,
+    canvas: NDArray[np.int16], start: Ints, length: Ints, h_time: Ints, h_entity: Keys, h_session: Keys, h_place: Keys,
+    h_value: Floats, h_kind: NDArray[np.int16], h_canvas: NDArray[np.int16], weight: Floats, bound: int, span: int,
     pair_event: Ints, pair_other: Keys, pair_weight: Floats,
 ) -> int:  # fmt: skip
     pairs = 0
@@ -55,8 +63,9 @@ def _fold(
         for row in range(end, at, -1):
             h_time[row], h_entity[row], h_session[row] = h_time[row - 1], h_entity[row - 1], h_session[row - 1]
             h_place[row], h_value[row], h_kind[row] = h_place[row - 1], h_value[row - 1], h_kind[row - 1]
+            h_canvas[row] = h_canvas[row - 1]
         h_time[at], h_entity[at], h_session[at] = time[e], entity[e], session[e]
-        h_place[at], h_value[at], h_kind[at] = place[e], value[e], kind[e]
+        h_place[at], h_value[at], h_kind[at], h_canvas[at] = place[e], value[e], kind[e], canvas[e]
         if length[u] == bound:
             start[u] += 1
         else:
@@ -74,7 +83,7 @@ class UserHistory:
         self.span = config.features.cooccurrence_span
         self.weight = Kinds(config).weight
         self.names = ("in_last_session", "events_since")
-        self.definition = f"v1 history={self.bound} span={self.span} kinds={Kinds(config).definition}"
+        self.definition = f"v2 history={self.bound} span={self.span} kinds={Kinds(config).definition}"
 
     def write(self, fold: Fold, state: Overlay) -> None:
         rows, start, length = arena(state, "history", fold.users, fold.room, ROW)
@@ -82,9 +91,9 @@ class UserHistory:
         fold.pair_event, fold.pair_other = np.empty(n, np.int64), np.empty(n, np.uint64)
         fold.pair_weight = np.empty(n, np.float32)
         pairs = _fold(
-            fold.user, e["time"], e["entity"], e["session"], e["place"], e["value"], e["kind"], start, length,
-            rows["time"], rows["entity"], rows["session"], rows["place"], rows["value"], rows["kind"],
-            self.weight, self.bound, self.span, fold.pair_event, fold.pair_other, fold.pair_weight,
+            fold.user, e["time"], e["entity"], e["session"], e["place"], e["value"], e["kind"], e["canvas"],
+            start, length, rows["time"], rows["entity"], rows["session"], rows["place"], rows["value"], rows["kind"],
+            rows["canvas"], self.weight, self.bound, self.span, fold.pair_event, fold.pair_other, fold.pair_weight,
         )  # fmt: skip
         fold.pair_event, fold.pair_other = fold.pair_event[:pairs], fold.pair_other[:pairs]
         fold.pair_weight = fold.pair_weight[:pairs]
@@ -116,7 +125,8 @@ class UserHistory:
 
     def history(self, reading: Reading) -> History:
         rows = self.rows(reading)
-        return History(rows["entity"].copy(), rows["kind"].copy(), rows["value"].copy(), rows["time"].copy())
+        names = ("entity", "kind", "value", "time", "canvas")
+        return History(*(rows[name].copy() for name in names))
 
     def values(self, reading: Reading, candidates: Candidates, out: Floats) -> None:
         """Was it in the session (or at the time) of the user's latest event; how many events ago."""
@@ -142,6 +152,8 @@ class UserHistory:
         self.erase(guest, state)
 
     def expire(self, limit: int, snapshot: Snapshot, state: Overlay) -> int:
-        old = [key for key, blob in snapshot.scan("history") if np.frombuffer(blob, ROW)["time"][-1] < limit]
+        """A history leaves with the user's totals, whose `last` is the time of its newest row; `UserItem` expires
+        before."""
+        old = [key for key, totals in state.changes.get("user", {}).items() if totals is None]
         state.delete("history", old)
         return len(old)

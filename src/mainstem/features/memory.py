@@ -16,7 +16,7 @@ __all__ = ["MemoryBackend"]
 class MemoryBackend:
     """Tables in memory, gone with the process."""
 
-    readonly = False
+    readonly, form = False, "memory"
 
     def __init__(self) -> None:
         self._tables: dict[str, dict[int, bytes]] = {}

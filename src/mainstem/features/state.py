@@ -63,6 +63,8 @@ class Backend(Protocol):
     """Where the tables rest."""
 
     readonly: bool
+    form: str
+    """How the records rest; part of the state's definition (law 11)."""
 
     def read(self) -> Snapshot: ...
 

@@ -84,6 +84,7 @@ class Store:
         definition = msgspec.json.encode((self._definitions, self.names))
         self.fingerprint = hashlib.blake2b(definition, digest_size=8).hexdigest()
         """Of the state's definition and of the columns made from it: what a model was trained on."""
+        self._definitions["storage"] = backend.form  # of the state alone: a model does not depend on it
         ring = self.popularity.ring
         self._mirrors = {"item": Mirror(ring.dtype), "value": Mirror(ring.dtype), "place": Mirror(self.place.dtype)}
         self.ranking = Ranking(ring, self._mirrors["item"])
@@ -287,9 +288,9 @@ class Store:
         """Bytes per stored table, and of the mirrors in this process.
 
         At the default features, before the store's own overhead (a half as much again in LMDB): a user takes
-        48 + 56 per entity counted (2048 at most) + 40 per event in the history (100 at most); an item 264 + 16
-        per neighbour (64 at most); a pair of place and item 40; an attribute value 264. The mirrors take 280
-        per item and value and 56 per pair, up to twice that after growth.
+        48 + 56 per entity counted (2048 at most) + 40 per event in the history (100 at most), packed in LMDB to about
+        a third; an item 264 + 16 per neighbour (64 at most); a pair of place and item 40; an attribute value 264. The
+        mirrors take 280 per item and value and 56 per pair, up to twice that after growth.
         """
         mirrors = {f"mirror_{name}": mirror.nbytes() for name, mirror in self._mirrors.items()}
         return self._backend.nbytes() | mirrors

@@ -208,6 +208,11 @@ class PoolJoin:
 
     # ---- giving out ----------------------------------------------------------------------------------
 
+    def pools(self, most: int) -> list[Floats]:
+        """Inputs [n, f] of the latest pools that are held, at most so many."""
+        latest = [*self._held.values()][-most:]
+        return [unpack_pool(held.pool, len(self.inputs))[1] for held in latest]
+
     def _revision(self, held: _Held, before: list[tuple[int, int, float]]) -> Revision:
         examples = self._examples(held, held.labels)
         return Revision(examples, self._matrix(len(examples.keys), before))

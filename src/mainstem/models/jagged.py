@@ -81,7 +81,7 @@ class _Bag(torch.autograd.Function):
         of_rows = of_weights = None
         if ctx.needs_input_grad[0]:
             of_rows = torch.zeros_like(rows, memory_format=torch.contiguous_format)
-            factors = slopes[0, :0] if weights is None else weights.detach().contiguous().numpy()
+            factors = slopes.ravel()[:0] if weights is None else weights.detach().contiguous().numpy()
             _add_to_rows(*segments, factors, slopes, of_rows.numpy())
         if ctx.needs_input_grad[3]:
             of_weights = torch.zeros_like(weights, memory_format=torch.contiguous_format)

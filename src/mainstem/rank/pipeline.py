@@ -167,12 +167,13 @@ class Pipeline:
             return None, str(reason)
 
     def _score(self, question: Question, view: FeatureView, found: Candidates, trail: _Trail) -> _Scores:
-        """The model's heads; beside them, where the question starts from entities or a query, the relation to
-        those, which then orders the slate."""
+        """The model's heads. Where the question starts from entities or a query and its canvas has not learned from
+        such, or there is no model, the relation to those orders the slate."""
         relation = self._relation(question, found, trail)
         if question.model is not None:
+            known = question.canvas.learns_from == ("previous" if len(question.sources) else "query")
             with trail.guarded("score", "model"):
-                return self._by_model(question, question.model, view, found, relation)
+                return self._by_model(question, question.model, view, found, None if known else relation)
         name, score = ("fused", found.fused()) if relation is None else (RELATION, relation)
         return _Scores((name,), score[:, None], {}, np.zeros((len(found), 0), np.float32))
 

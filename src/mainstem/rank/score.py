@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mainstem.schema.ids import Keys
+from mainstem.schema.ids import Keys, keys64
 from mainstem.schema.protocols import FeatureView, Floats, VectorIndex
 from mainstem.schema.records import Context
 
-__all__ = ["RELATION", "ModelVersion", "rank_inputs"]
+__all__ = ["RELATION", "ModelVersion", "extra_inputs", "rank_inputs"]
+
+EXTRA = ("two_tower", "near_cooccurrence", "near_vector")
+# Neighbours of the source entities that are told apart.
+NEIGHBOURS = 2_000
 
 # Not a head of the network: how strongly the similarity sources tie a candidate to the source entities.
 RELATION = "relation"
@@ -21,28 +25,53 @@ RELATION = "relation"
 class ModelVersion:
     """One trained version, ready to answer: towers, their index (law 8: they swap together), ranking network.
 
-    `user_vector(context, view, tenant)` -> float32 [dim]; `embed(keys)` -> unit vectors [n, dim] for the index;
-    `scores(x [n, f])` -> float32 [n, len(heads)], probabilities or values; `inputs` names the columns of x: the
-    features and what `rank_inputs` adds. version: of the dense part; sparse_version: of the rows.
+    `request_vector(context, view, tenant)` -> float32 [dim], zeros where nothing is known; `embed(keys)` -> unit
+    vectors [n, dim] for the index; `scores(x [n, f])` -> float32 [n, len(heads)], probabilities or values; `inputs`
+    names the columns of x: the features and what `rank_inputs` adds; `canvases`: those that it tells apart. version: of
+    the dense part; sparse_version: of the rows.
     """
 
     line: str
     version: str
     heads: tuple[str, ...]
     inputs: tuple[str, ...]
+    canvases: tuple[str, ...]
     index: VectorIndex
-    user_vector: Callable[[Context, FeatureView, str], Floats]
+    request_vector: Callable[[Context, FeatureView, str], Floats]
     scores: Callable[[Floats], Floats]
     embed: Callable[[Keys], Floats]
     sparse_version: str | None = None
 
 
+def extra_inputs(canvases: Sequence[str]) -> tuple[str, ...]:
+    """Names of the columns that `rank_inputs` adds to the features, for these canvases."""
+    return (*EXTRA, *(f"canvas_{name}" for name in canvases))
+
+
 def rank_inputs(model: ModelVersion, context: Context, view: FeatureView, tenant: str, keys: Keys) -> Floats:
-    """What the ranking network eats: feature values, then the retrieval score (`two_tower`): [n, f].
+    """What the ranking network eats: feature values, then how near each candidate is to the request (`two_tower`) and
+    to its source entities (in the graph and by vector; 0 without sources), then which canvas asks: [n, f].
 
     The one definition used by serving and by training's replay alike.
     """
-    values = view.values(keys)
-    user = model.user_vector(context, view, tenant)
-    affinity = model.index.vectors(keys) @ user if user.any() else np.zeros(len(keys), np.float32)
-    return np.column_stack([values, affinity]).astype(np.float32, copy=False)
+    vectors = model.index.vectors(keys)
+    asked = model.request_vector(context, view, tenant)
+    extra = np.zeros((len(keys), len(EXTRA) + len(model.canvases)), np.float32)
+    extra[:, 0] = vectors @ asked if asked.any() else 0.0
+    if context.sources:
+        sources = keys64(context.source_type, context.sources, tenant)
+        extra[:, 1] = _near(view, sources, keys)
+        extra[:, 2] = vectors @ model.index.vectors(sources).mean(axis=0)
+    if context.canvas in model.canvases:
+        extra[:, len(EXTRA) + model.canvases.index(context.canvas)] = 1.0
+    return np.column_stack([view.values(keys), extra]).astype(np.float32, copy=False)
+
+
+def _near(view: FeatureView, sources: Keys, keys: Keys) -> Floats:
+    """How strongly each candidate co-occurs with the sources: float32 [n]."""
+    found = view.neighbours(sources, np.ones(len(sources), np.float32), NEIGHBOURS)
+    if not len(found):
+        return np.zeros(len(keys), np.float32)
+    order = np.argsort(found.keys)
+    at = order[np.minimum(np.searchsorted(found.keys, keys, sorter=order), len(found) - 1)]
+    return np.where(found.keys[at] == keys, found.scores[at], np.float32(0))

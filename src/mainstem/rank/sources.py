@@ -144,7 +144,7 @@ class Cooccurrence:
 
 
 class TwoTower:
-    """Nearest entity vectors to the user's vector (or to the source entities') in the model's index.
+    """Nearest entity vectors to the request's in the model's index.
 
     It searches with the version that the question carries; `current` is asked where it carries none.
     """
@@ -157,10 +157,9 @@ class TwoTower:
 
     def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
         model = question.model or self.current()
-        if len(question.sources):
-            query = model.index.vectors(question.sources).mean(axis=0)
-        else:
-            query = model.user_vector(question.context, view, question.tenant)
+        if len(question.sources) and not model.index.vectors(question.sources).any():
+            return Scored.none  # what is asked beside is not known here; the user alone is another question
+        query = model.request_vector(question.context, view, question.tenant)
         if not query.any():
             return Scored.none
         return lambda: model.index.search(query, limit, allowed)

@@ -60,7 +60,7 @@ class Follower:
         sweeps: Sequence[Sweep] = (),
         entities: EventEntities | None = None,
         place_extra: str | None = None,
-        batch: int = 50_000,
+        batch: int = 16_000,
         name: str = "state",
     ) -> None:
         self.name = name

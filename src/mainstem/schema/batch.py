@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,6 +26,8 @@ class EventBatch:
     session  uint64 [n]  key64("session", id), 0 where the event has none
     place    uint64 [n]  key64("place", extras["store"]) or whatever extra the configuration names, else 0
     offset   int64  [n]  place in the log (partition 0), -1 where it is not in a log
+    canvas   uint64 [n]  key64("canvas", name) of where it happened, 0 where that is not known
+    query    uint64 [n]  key64("query", text) of what was searched for, 0 where nothing was; `queries` has the texts
     """
 
     time: NDArray[np.int64]
@@ -36,7 +38,10 @@ class EventBatch:
     session: Keys
     place: Keys
     offset: NDArray[np.int64]
+    canvas: Keys
+    query: Keys
     kinds: tuple[str, ...] = field(default=())
+    queries: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.time)
@@ -51,6 +56,7 @@ class EventBatch:
     ) -> EventBatch:
         """Columns of `events`. `place_extra` names the extra that says where it happened (a store, a country)."""
         kinds: dict[str, int] = {}
+        queries = {key64("query", e.query, e.tenant): e.query for e in events if e.query}
         return cls(
             time=np.fromiter((e.time for e in events), np.int64, len(events)),
             user=np.fromiter((key64("user", e.user, e.tenant) for e in events), np.uint64, len(events)),
@@ -75,14 +81,18 @@ class EventBatch:
                 len(events),
             ),
             offset=np.asarray(offsets if offsets is not None else np.full(len(events), -1), np.int64),
+            canvas=_keys("canvas", events, [e.canvas for e in events]),
+            query=_keys("query", events, [e.query for e in events]),
             kinds=tuple(kinds),
+            queries=queries,
         )
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.int64] | slice) -> EventBatch:
         """The rows named by a mask, places or a slice, in that order."""
         return EventBatch(
             self.time[rows], self.user[rows], self.entity[rows], self.kind[rows], self.value[rows],
-            self.session[rows], self.place[rows], self.offset[rows], self.kinds,
+            self.session[rows], self.place[rows], self.offset[rows], self.canvas[rows], self.query[rows], self.kinds,
+            self.queries,
         )  # fmt: skip
 
     @classmethod
@@ -101,10 +111,21 @@ class EventBatch:
             session=np.concatenate([part.session for part in chosen]),
             place=np.concatenate([part.place for part in chosen]),
             offset=np.concatenate([part.offset for part in chosen]),
+            canvas=np.concatenate([part.canvas for part in chosen]),
+            query=np.concatenate([part.query for part in chosen]),
             kinds=tuple(kinds),
+            queries={key: text for part in parts for key, text in part.queries.items()},
         )
 
     def where(self, kinds: Sequence[str]) -> NDArray[np.bool_]:
         """Mask [n] of the events whose kind is one of `kinds`."""
         wanted = np.array([kind in kinds for kind in self.kinds] or [False])
         return wanted[self.kind] if len(self) else np.zeros(0, np.bool_)
+
+
+def _keys(family: str, events: Sequence[Event], values: Sequence[str | None]) -> Keys:
+    """uint64 [n]: 0 where there is no value."""
+    if not any(values):
+        return np.zeros(len(events), np.uint64)
+    found = (key64(family, v, e.tenant) if v else NO_KEY for e, v in zip(events, values, strict=True))
+    return np.fromiter(found, np.uint64, len(events))

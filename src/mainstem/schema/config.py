@@ -20,6 +20,7 @@ __all__ = [
     "FamilyConfig",
     "FeatureConfig",
     "HeadConfig",
+    "HistoryConfig",
     "LogConfig",
     "Mismatch",
     "ModelConfig",
@@ -140,6 +141,12 @@ class CanvasConfig(_Section):
     """May what the user already had be shown? A request's `show.new_only` narrows it further."""
     fallback: list[Literal["kept", "popular"]] = ["kept", "popular"]
     """What answers when the deadline is missed, in this order."""
+    learns_from: Literal["events", "previous", "category", "query"] = "events"
+    """What teaches it: what users took at all, after another entity, of a category, or searching (see the-model.md)."""
+    share: float = Field(default=0.25, ge=0, le=1)
+    """Share of the events that teach it; all teach the first canvas that learns from `events`."""
+    gate: float | None = Field(default=None, gt=0)
+    """`mainstem evaluate` fails where its NDCG@10 is not so many times that of its slates without a model."""
 
     @field_validator("deadline")
     @classmethod
@@ -166,6 +173,22 @@ class FamilyConfig(_Section):
     """Rows at most; one more makes one of the least recently seen leave."""
 
 
+class HistoryConfig(_Section):
+    """What reads the user's history."""
+
+    encoder: Literal["pooling", "transformer", "hstu"] = "pooling"
+    """`pooling`: means that fade with age, fast; `transformer` (LiGR blocks) and `hstu` read the order too."""
+    layers: int = Field(default=2, ge=1, le=32)
+    heads: int = Field(default=2, ge=1, le=64)
+    """Attention heads; `model.dim` must be a multiple of them."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    windows: Literal["sessions", "last", "sliding", "mixed"] = "sessions"
+    """How an epoch goes over the past: session by session, each with what lay before it; or user by user, a window of
+    the history at a time, the newest (`last`), one after the other (`sliding`) or in turn (`mixed`)."""
+    query_time: bool = False
+    """Whether it knows when it is asked; `hstu` and `transformer` alone."""
+
+
 class ModelConfig(_Section):
     """Sizes of the networks."""
 
@@ -175,10 +198,14 @@ class ModelConfig(_Section):
     """Hidden layers of the ranking network."""
     temperature: float = Field(default=0.1, gt=0)
     """Of the retrieval softmax over normalised vectors."""
-    families: dict[Literal["user", "entity", "attribute"], FamilyConfig] = {
+    words: int = Field(default=16, ge=0, le=1000)
+    """Words of an entity's text, and of a query, that speak for it; 0 for none."""
+    history: HistoryConfig = HistoryConfig()
+    families: dict[Literal["user", "entity", "attribute", "word"], FamilyConfig] = {
         "user": FamilyConfig(),
         "entity": FamilyConfig(),
         "attribute": FamilyConfig(),
+        "word": FamilyConfig(),
     }
     """Embedding rows by kind of key; what is not named has the defaults."""
 
@@ -315,20 +342,23 @@ class Config(_Section):
     data: str = "./mainstem-data"
     """The data directory; relative to the file's own folder."""
     storage: StorageConfig = StorageConfig()
-    events: dict[Name, EventConfig] = {
-        "purchase": EventConfig(owned=True, interest=1.0),
-        "rating": EventConfig(owned=True, interest=1.0),
-        "like": EventConfig(interest=1.0),
-        "click": EventConfig(interest=0.3),
-        "view": EventConfig(interest=0.1),
-        "watch": EventConfig(interest=1.0),
-        "impression": EventConfig(interest=0.0),
-    }
+    events: dict[Name, EventConfig] = Field(
+        default={
+            "purchase": EventConfig(owned=True, interest=1.0),
+            "rating": EventConfig(owned=True, interest=1.0),
+            "like": EventConfig(interest=1.0),
+            "click": EventConfig(interest=0.3),
+            "view": EventConfig(interest=0.1),
+            "watch": EventConfig(interest=1.0),
+            "impression": EventConfig(interest=0.0),
+        },
+        max_length=255,
+    )
     """Kinds of events. `alias` and `hide` are built in and need no entry."""
     heads: dict[Name, HeadConfig] = Field(default={"purchase": HeadConfig(event="purchase")}, min_length=1)
     entities: dict[Name, EntityTypeConfig] = {"item": EntityTypeConfig()}
     canvases: dict[Name, CanvasConfig] = Field(
-        default={"home": CanvasConfig(), "similar": CanvasConfig()}, min_length=1
+        default={"home": CanvasConfig(), "similar": CanvasConfig(learns_from="previous")}, min_length=1, max_length=255
     )
     features: FeatureConfig = FeatureConfig()
     model: ModelConfig = ModelConfig()

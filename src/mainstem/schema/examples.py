@@ -120,6 +120,10 @@ class Labelling(Protocol):
         labels are all known now."""
         ...
 
+    def pools(self, most: int) -> list[Floats]:
+        """The network's inputs [n, f] of each of the latest slates that still wait for labels, at most so many."""
+        ...
+
     def erase(self, erase: Erase) -> None:
         """Forget a user or an entity (law 10)."""
         ...

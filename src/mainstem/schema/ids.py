@@ -24,7 +24,7 @@ DEFAULT_TENANT = "main"
 NO_KEY = 0
 
 
-@lru_cache(maxsize=1 << 20)
+@lru_cache(maxsize=1 << 14)  # what comes again soon: popular items, a session's events; 283 bytes each
 def key64(family: str, value: str, tenant: str = DEFAULT_TENANT) -> int:
     """The 64-bit key of `value` in `family` (`"item"`, `"user"`, `"item.category"` ...), never 0."""
     text = f"{tenant}\x1f{family}\x1f{value}".encode()

@@ -146,7 +146,7 @@ def unique_places(keys: Keys) -> tuple[Keys, NDArray[np.int64]]:
 
 
 class KeyRows:
-    """A map from keys (never 0) to rows, for callers that bring their own lock. Memory: 16 to 64 bytes a key."""
+    """A map from keys (never 0) to rows, for callers that bring their own lock. Memory: 32 to 64 bytes a key."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -158,6 +158,9 @@ class KeyRows:
     def _resize(self, count: int) -> None:
         size = slots_for(count)
         self._keys, self._rows = np.zeros(size, np.uint64), np.zeros(size, np.int64)
+
+    def nbytes(self) -> int:
+        return self._keys.nbytes + self._rows.nbytes
 
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Row of each key [n]; -1 where absent."""
@@ -171,7 +174,7 @@ class KeyRows:
         if slots_for(self._count) > len(self._keys):
             used = self._keys != 0
             kept, places = self._keys[used], self._rows[used]
-            self._resize(2 * self._count)
+            self._resize(self._count)
             insert(self._keys, self._rows, kept, places)
         insert(self._keys, self._rows, keys, rows)
 

@@ -192,12 +192,14 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A user's latest events of interest, oldest first: entity [m], kind [m], value [m], time [m]."""
+    """A user's latest events of interest, oldest first: entity, kind, value, time and canvas (a place as `CanvasPlaces`
+    gives it), [m] each."""
 
     entity: Keys
     kind: NDArray[np.int16]
     value: NDArray[np.float32]
     time: NDArray[np.int64]
+    canvas: NDArray[np.int16]
 
 
 @dataclass(frozen=True, slots=True)

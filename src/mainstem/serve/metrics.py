@@ -29,6 +29,7 @@ FIGURES = {
     "trainer_passed_over_records": "Records of refused updates.",
     "trainer_published": "Deltas published.",
     "trainer_refused": "Updates that the guard refused.",
+    "trainer_new_levels": "Times that refused updates in a row made a new reference of a loss.",
     "trainer_loss": "Loss of the latest micro-batch before it was learned.",
 }
 """Gauges of the model in use, of what the log erases, and of a trainer in the same process."""

@@ -10,9 +10,13 @@ ranking.py       trains the ranking network on replayed or joined examples (list
 ranking_online.py  a step of it on slates whose labels became known, and the level of binary heads
 trainer.py       the run over a whole log: time split, checkpoints, early stopping, the published snapshot
 online.py        learns from log records in order, one micro-batch at a time
-stream.py        the trainer beside the server: tails the log, publishes deltas, recovers
+stream.py        the trainer beside the server: tails the log, publishes deltas
+recovery.py      where it goes on after a start, a kill or a refusal
 guard.py         what must be true of an update before it is published
+canaries.py      fixed questions whose answers must not turn over at once
 published.py     a learner's whole state as a snapshot, and back
+catalogs.py      the catalogue as of a snapshot, kept beside it
+rebuilt.py       models rebuilt from the whole history, brought up to date beside the one in use
 threads.py       how many threads torch uses in a stage
 """
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from mainstem.models import Head, Ranker, RankerConfig, TwoTower, TwoTowerConfig
+from mainstem.models import Head, Ranker, RankerConfig, Unified, UnifiedConfig
+from mainstem.models.history import EventConfig, HSTUConfig, PoolingConfig, TransformerConfig
+from mainstem.models.unified import EncoderConfig
 from mainstem.schema.config import Config, FamilyConfig, ModelConfig
 from mainstem.schema.errors import Incompatible, StoreError
 from mainstem.schema.protocols import Catalog
 from mainstem.schema.time import parse_duration
-from mainstem.train.towers import CHANNELS, FAMILIES, TABLE, Towers
+from mainstem.train.canvases import Canvases
+from mainstem.train.interactions import HISTORY
+from mainstem.train.towers import FAMILIES, FIELDS, TABLE, Towers
+from mainstem.train.words import Words
 from mainstem.weights import Adagrad, Adam, Family, Ftrl, RowwiseAdagrad, SlabTable, Snapshot
 
 __all__ = ["families_of", "new_ranker", "new_towers", "restore"]
@@ -42,9 +47,25 @@ def new_towers(config: Config, catalog: Catalog, *, concurrent: bool = False) ->
     """
     kinds = [attribute for entity in config.entities.values() for attribute in entity.attributes.items()]
     attributes = list(dict.fromkeys(name for name, kind in kinds if kind == "category"))
-    module = TwoTower(TwoTowerConfig(dim=config.model.dim, channels=len(CHANNELS)))
+    canvases = Canvases(config.canvases, config.tenant)
+    module = Unified(
+        UnifiedConfig(encoder_config(config), dim=config.model.dim, canvases=len(canvases.places), fields=len(FIELDS))
+    )
     table = SlabTable(config.model.dim, families_of(config.model), seed=config.train.seed, concurrent=concurrent)
-    return Towers(module, table, catalog, attributes)
+    return Towers(module, table, catalog, attributes, canvases, Words(catalog, config.model.words))
+
+
+def encoder_config(config: Config) -> EncoderConfig:
+    """The history encoder as configured."""
+    chosen, dim, interest = config.model.history, config.model.dim, config.interest()
+    if chosen.encoder == "pooling":
+        return PoolingConfig(dim=dim, interest=tuple(interest.values()))
+    events = EventConfig(dim, len(interest), 1 + len(config.canvases), query_time=chosen.query_time)
+    if chosen.encoder == "transformer":
+        return TransformerConfig(
+            events, dim, chosen.layers, chosen.heads, 4 * dim, positions=HISTORY, dropout=chosen.dropout
+        )
+    return HSTUConfig(events, dim, chosen.layers, chosen.heads, positions=HISTORY, dropout=chosen.dropout)
 
 
 def restore(snapshot: Snapshot, config: Config, catalog: Catalog) -> tuple[Towers, Ranker]:

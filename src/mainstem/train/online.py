@@ -32,6 +32,7 @@ from mainstem.train.population import Population
 from mainstem.train.ranking_online import RankingLearner
 from mainstem.train.retrieval import RetrievalLearner
 from mainstem.train.towers import Towers
+from mainstem.train.words import keys_of
 from mainstem.weights.checkpoints import random_states, restore_random
 
 __all__ = ["RANKING", "RETRIEVAL", "Carried", "OnlineLearner", "Step"]
@@ -99,66 +100,81 @@ class OnlineLearner:
         """Only note them: in catalogue, histories, counts and labels."""
         return self._take(batch, learn=False)
 
+    def pass_over(self, batch: LogBatch) -> None:
+        """Take from records that are not learned from what the catalogue needs, and whom to forget."""
+        self._describe(batch)
+        for record in batch.records:
+            if isinstance(record, Erase):
+                self.erase(record)
+
     def _take(self, batch: LogBatch, *, learn: bool) -> Step:
-        self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
+        self._describe(batch)
         served = [record for record in batch.records if isinstance(record, Served)]
         return Step(len(batch), self.take(self._events(batch), served, learn=learn))
 
     def take(
         self, events: EventBatch, served: Sequence[Served] = (), *, learn: bool = True
     ) -> dict[str, tuple[float, int]]:
-        """One micro-batch, its events in columns: its losses (see `Step`)."""
+        """One micro-batch, its events in columns: its losses (see `Step`). Where it raises, a part of it may be learned
+        already (the ranking network goes first): `load` leads back."""
         return {RANKING: self._rank(events, served, learn), RETRIEVAL: self._retrieve(events, learn)}
 
     def _rank(self, events: EventBatch, served: Sequence[Served], learn: bool) -> tuple[float, int]:
         if self.labelling is None:
             return float("nan"), 0
         revisions, closed = self.labelling.take(served, events)
-        if not learn:
+        if not learn or not self.ranking.rate:
             return float("nan"), 0
         loss = self.ranking.step(revisions)
         self.ranking.level(closed)
         return loss, len(revisions)
 
     def _retrieve(self, events: EventBatch, learn: bool) -> tuple[float, int]:
-        found, weight = of_interest(events, self._interest)
+        found, weight, note = of_interest(events, self._interest, self.towers.canvases.places)
         if not len(found):
             return float("nan"), 0
         self.clock.add(found.time)
         self.population.add(found.entity)
         loss = float("nan")
         if learn:
-            self._latest = self.histories.before(found, weight)
+            self._latest = self.histories.before(found, weight, note)
             loss = self.retrieval.step(self._latest, self.population, self.rng)
         else:
-            self.histories.fold(found, weight)
+            self.histories.fold(found, note)
         self._sweep()
         return loss, len(found)
 
     def prime(self, events: EventBatch) -> None:
         """Note a whole past, in order of time, that other means have learned from."""
-        found, weight = of_interest(events, self._interest)
+        found, _, note = of_interest(events, self._interest, self.towers.canvases.places)
         for start in range(0, len(found), CHUNK):
             some = slice(start, start + CHUNK)
             self.population.add(found.entity[some])
-            self.histories.fold(found.take(some), weight[some])
+            self.histories.fold(found.take(some), note[some])
         self.clock.add(found.time)
 
     def catch_up(self, log: Log, until: Position) -> None:
-        """Bring the catalogue, which no snapshot holds, to where the log stood at `until`. Raises StoreError."""
-        seen = self.catalog.position()
+        """Bring the catalogue from where it stands to where the log stood at `until`. Raises StoreError."""
+        seen, end = self.catalog.position(), log.end()
+        if end.offset() < until.offset():
+            raise StoreError(f"the log ends at {end}, the snapshot has seen it up to {until}: it is another log")
         while seen.offset() < until.offset():
             batch = log.read(seen, min(CHUNK, until.offset() - seen.offset()))
             if not batch.records:
-                raise StoreError(f"the log ends at {seen}, the snapshot has seen it up to {until}: it is another log")
-            self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
+                raise StoreError(f"the log ends at {seen}, a part of it up to {until} is lost")
+            self._describe(batch)
             seen = batch.next
+
+    def _describe(self, batch: LogBatch) -> None:
+        """Take in what the records say of entities."""
+        changed = self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
+        self.towers.words.forget(keys_of(changed))
 
     def canaries(self, users: int, choice: int) -> tuple[Interactions, Keys] | None:
         """Users with a past from the latest micro-batch, and entities to choose from; None where either is too few."""
         latest, keys = self._latest, self.population.keys
         _, first = np.unique(latest.user, return_index=True)
-        rows = first[np.diff(latest.offsets)[first] >= LEAST_PAST][:users]
+        rows = first[latest.lengths()[first] >= LEAST_PAST][:users]
         if len(rows) < LEAST_CANARIES or len(keys) < choice // 20:
             return None
         return latest.take(rows), keys[np.linspace(0, len(keys) - 1, min(choice, len(keys))).astype(np.int64)]

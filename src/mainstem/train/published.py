@@ -1,4 +1,4 @@
-"""The whole state of a learner as a snapshot, and back."""
+"""The whole state of a learner as a snapshot, with its catalogue beside it, and back."""
 
 from __future__ import annotations
 
@@ -7,59 +7,92 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from numpy.typing import NDArray
 
-from mainstem.schema.errors import MainstemError, StoreError
+from mainstem.catalog import State as CatalogState
+from mainstem.schema.config import Config
+from mainstem.schema.errors import Incompatible, MainstemError, StoreError
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Log
+from mainstem.schema.time import now_ms
+from mainstem.train.catalogs import keep, take_up
 from mainstem.train.guard import Guard
 from mainstem.train.online import Carried, OnlineLearner
 from mainstem.train.towers import TABLE
-from mainstem.weights import Snapshot, SnapshotMeta, Snapshots
+from mainstem.weights import KeptCatalogs, Snapshot, SnapshotMeta, Snapshots
 from mainstem.weights.checkpoints import flatten, unflatten
 
-__all__ = ["SnapshotWriter", "State", "adopt", "state_of"]
+__all__ = ["SnapshotWriter", "State", "adopt", "save_state", "state_of"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A copy of everything, safe to write while learning goes on."""
+    """A copy of everything, safe to write while learning goes on.
+
+    catalog: as of the wall-clock time `taken` (ms).
+    """
 
     dense: dict[str, NDArray[Any]]
     table: dict[str, NDArray[Any]]
     training: dict[str, NDArray[Any]]
     tree: Any
+    catalog: CatalogState
+    taken: int
 
 
 def state_of(learner: OnlineLearner, guard: Guard) -> State:
     """A copy of the learner's state as of now."""
     arrays, tree = flatten({"learner": learner.state(), "guard": guard.state()})
-    return State(learner.dense(), learner.towers.table.state(), arrays, tree)
+    return State(learner.dense(), learner.towers.table.state(), arrays, tree, learner.catalog.state(), now_ms())
 
 
-def adopt(snapshot: Snapshot, learner: OnlineLearner, guard: Guard, log: Log) -> tuple[OnlineLearner, Guard]:
-    """Bring an untrained learner and guard to where the snapshot stands. Raises StoreError where it does not fit."""
+def adopt(
+    snapshot: Snapshot, learner: OnlineLearner, guard: Guard, log: Log, kept: KeptCatalogs | None = None
+) -> tuple[OnlineLearner, Guard]:
+    """Bring an untrained learner and guard to where the snapshot stands; its catalogue from the one kept beside the
+    snapshot, where `kept` has it, and the log from there.
+
+    Raises StoreError where it does not fit, Incompatible where it lacks a part that an older release did not write.
+    """
     name = snapshot.manifest.version
     if TABLE not in snapshot.tables or "state" not in snapshot.manifest.extras:
         raise StoreError(f"{name} holds nothing to go on training from: run `mainstem train`")
+    if kept is not None:
+        take_up(kept, snapshot.manifest, learner)
     learner.catch_up(log, snapshot.position)
     state = unflatten(snapshot.training, snapshot.manifest.extras["state"])
     learner.towers.table.load(snapshot.tables[TABLE])
-    learner.load(state["learner"])
-    guard.load(state["guard"])
-    extras = {name: value for name, value in snapshot.manifest.extras.items() if name not in ("state", "rolled_back")}
+    try:
+        learner.load(state["learner"])
+        guard.load(state["guard"])
+    except KeyError as error:
+        raise Incompatible(
+            f"{name} lacks {error}, which an older release did not write: run `mainstem train`"
+        ) from error
+    of_its_own = ("state", "rolled_back", "catalog")
+    extras = {name: value for name, value in snapshot.manifest.extras.items() if name not in of_its_own}
     metrics = {name: value for name, value in snapshot.manifest.metrics.items() if value is not None}
     learner.carried = Carried(extras, metrics)
     return learner, guard
 
 
-class SnapshotWriter:
-    """Writes snapshots in a thread, one at a time, and lets old ones go."""
+def save_state(
+    store: Snapshots, line: str, state: State, meta: SnapshotMeta, config: Config, expect: str | None = None
+) -> str:
+    """Save a state with its catalogue beside it; the version. Raises what `Snapshots.save` raises."""
+    kept = keep(store.catalogs, line, state.catalog, state.taken, config)
+    meta = msgspec.structs.replace(meta, extras={**meta.extras, **kept})
+    return store.save(line, state.dense, {TABLE: state.table}, meta, state.training, expect=expect)
 
-    def __init__(self, store: Snapshots, line: str, keep: int) -> None:
-        self.store, self.line, self.keep = store, line, keep
+
+class SnapshotWriter:
+    """Writes snapshots in a thread, one at a time, each with the catalogue beside it, and lets old ones go."""
+
+    def __init__(self, store: Snapshots, line: str, config: Config) -> None:
+        self.store, self.line, self.config = store, line, config
         self.failure: Exception | None = None
         """Why the last one was not written; None while all is well."""
         self._thread: threading.Thread | None = None
@@ -82,8 +115,8 @@ class SnapshotWriter:
         self._thread.start()
 
     def _save(self, state: State, meta: SnapshotMeta, expect: str | None) -> None:
-        self.store.save(self.line, state.dense, {TABLE: state.table}, meta, state.training, expect=expect)
-        self.store.keep(self.line, self.keep)
+        save_state(self.store, self.line, state, meta, self.config, expect)
+        self.store.keep(self.line, self.config.train.online.keep)
 
     def _run(self, state: State, meta: SnapshotMeta) -> None:
         try:

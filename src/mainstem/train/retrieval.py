@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from mainstem.models.losses import log_inclusion, sampled_softmax
 from mainstem.schema.config import ModelConfig, TrainConfig
-from mainstem.train.interactions import Interactions, Positives
+from mainstem.train.interactions import Interactions, Positives, ranges
 from mainstem.train.population import Population
 from mainstem.train.towers import Towers
 
 __all__ = ["RetrievalLearner", "RetrievalTrainer"]
+
+Ints = NDArray[np.int64]
 
 # Evenly drawn negatives beside those of the batch: they reach the entities that nobody takes.
 UNIFORM = 1024
@@ -41,21 +43,24 @@ class RetrievalLearner:
         """
         towers = self.towers
         towers.module.train()
+        requests = towers.canvases.prepare(batch, towers.categories(batch.entity), rng)
         draws = min(UNIFORM, len(population))
         candidates = np.unique(np.concatenate([batch.entity, population.draw(draws, rng)]))
-        time = int(batch.time.max())
-        gathered = towers.gather(batch.user, batch.history, candidates, taken=batch.entity, time=time)
-        users = towers.user_batch(gathered, batch.offsets, towers.history_weights(batch.age, batch.history_interest))
+        places = np.searchsorted(candidates, batch.entity)
+        gathered, layout = towers.gather(batch, requests, candidates, learn=True)
         share = torch.from_numpy(population.share(candidates))
         loss = sampled_softmax(
-            users,
-            towers.entity_batch(gathered, len(candidates)),
+            towers.request_batch(gathered, layout, batch, requests),
+            towers.entity_batch(gathered, layout),
             torch.from_numpy(candidates.view(np.int64)),
             log_inclusion(share, len(batch) - 1, draws, len(population)),
             self.model.temperature,
-            targets=torch.from_numpy(np.searchsorted(candidates, batch.entity)),
-            weights=torch.from_numpy(batch.interest),
+            targets=torch.from_numpy(places[requests.positive]),
+            weights=torch.from_numpy(batch.interest[requests.positive]),
+            excluded=torch.from_numpy(_others(batch, places, len(candidates))[requests.positive]),
         )
+        # the other canvases' requests come on top of what a positive teaches as such
+        loss = loss * float(batch.interest[requests.positive].sum() / batch.interest.sum())
         # A positive moves the weights by the same in a small batch as in a full one: online they are small, and the
         # optimizers' state comes from full ones.
         full = min(len(batch) / self.train.retrieval_batch, 1.0)
@@ -79,24 +84,37 @@ class RetrievalTrainer:
         self.entities = np.unique(positives.entity)
         self.draw_from(np.arange(len(positives)))
 
-    def draw_from(self, rows: NDArray[np.int64]) -> None:
+    def draw_from(self, rows: Ints) -> None:
         """Say which positives batches come from: Q of the logQ correction is their distribution, and even draws are
         of their entities alone. Those that come up only later must not be learned as unwanted before they exist."""
         self.population = Population()
         self.population.add(self.positives.entity[rows])
 
-    def epoch(self, rows: NDArray[np.int64], rng: np.random.Generator) -> Iterator[float]:
-        """One pass over these positives in random order; yields each step's loss."""
+    def epoch(self, rows: Ints, rng: np.random.Generator, number: int = 0) -> Iterator[tuple[float, int]]:
+        """One pass over these positives, in random order; yields each step's loss and how many positives it had.
+
+        rows: places, rising. number: of the epoch, which `windows` of histories take turns by.
+        """
         self.draw_from(rows)
-        size = self.train.retrieval_batch
-        order = rng.permutation(rows)
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
+        for batch in self._batches(rows, rng, number):
             if len(batch) > 1:
-                yield self.learner.step(self.positives.batch(batch), self.population, rng)
+                yield self.learner.step(batch, self.population, rng), len(batch)
+
+    def _batches(self, rows: Ints, rng: np.random.Generator, number: int) -> Iterator[Interactions]:
+        size, how = self.train.retrieval_batch, self.learner.model.history.windows
+        if how == "sessions":
+            sessions = self.positives.sessions(rows)
+            for chosen in _in_turn(np.diff(sessions), size, rng):
+                yield self.positives.batch(rows[ranges(sessions[chosen], sessions[chosen + 1])[0]])
+            return
+        wanted = np.zeros(len(self.positives), np.bool_)
+        wanted[rows] = True
+        windows = self.positives.windows(wanted, how, number, self.train.seed)
+        for chosen in _in_turn(windows[:, 1] - windows[:, 0], size, rng):
+            yield self.positives.window_batch(windows[chosen], wanted)
 
     @torch.no_grad()
-    def recall(self, rows: NDArray[np.int64], k: int = 100, chunk: int = 512) -> float:
+    def recall(self, rows: Ints, k: int = 100, chunk: int = 512) -> float:
         """Share of positives `rows` that are among the k nearest of all entities: full ranking."""
         towers = self.towers
         towers.module.eval()
@@ -108,3 +126,19 @@ class RetrievalTrainer:
             target = np.searchsorted(self.entities, batch.entity)
             hits += int((best.indices.numpy() == target[:, None]).any(axis=1).sum())
         return hits / max(len(rows), 1)
+
+
+def _others(batch: Interactions, places: Ints, candidates: int) -> NDArray[np.bool_]:
+    """Which candidates each positive's user took besides, in this batch: bool [b, c]. They are no negatives."""
+    _, who = np.unique(batch.user, return_inverse=True)
+    taken = np.zeros((who.max() + 1, candidates), np.bool_)
+    taken[who, places] = True
+    return taken[who]
+
+
+def _in_turn(sizes: Ints, most: int, rng: np.random.Generator) -> Iterator[Ints]:
+    """Groups of these sizes in random order, so many at a time that their sizes come to about `most`: places."""
+    order = rng.permutation(len(sizes))
+    before = np.cumsum(sizes[order]) - sizes[order]
+    cuts = np.flatnonzero(np.diff(before // most)) + 1
+    yield from np.split(order, cuts) if len(order) else ()

@@ -13,27 +13,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mainstem.schema.config import Config
-from mainstem.schema.errors import NotReady, StoreError
-from mainstem.schema.ids import Keys
+from mainstem.schema.errors import StoreError
 from mainstem.schema.position import START, Position
-from mainstem.schema.protocols import Floats, Log
-from mainstem.schema.records import Erase, Erased
+from mainstem.schema.protocols import Log
+from mainstem.schema.records import Erase
 from mainstem.schema.time import parse_duration
-from mainstem.train.guard import Guard
-from mainstem.train.interactions import Interactions
+from mainstem.train.canaries import Canaries
+from mainstem.train.guard import Guard, Refusal
 from mainstem.train.online import RANKING, RETRIEVAL, OnlineLearner, Step
-from mainstem.train.published import SnapshotWriter, adopt, state_of
+from mainstem.train.published import SnapshotWriter, state_of
 from mainstem.train.rebuilt import Rebuilt, RebuiltModels
+from mainstem.train.recovery import Recovery, pass_over
 from mainstem.train.towers import TABLE
-from mainstem.weights import Changes, Delta, Snapshot, Snapshots, Superseded, TableDelta
+from mainstem.weights import Changes, Delta, Snapshots, Superseded, TableDelta
 
 __all__ = ["OnlineTrainer", "Status"]
 
@@ -41,10 +40,6 @@ _log = logging.getLogger(__name__)
 
 # The follower under which the log knows the trainer.
 FOLLOWER = "trainer"
-# Canary slates: users, entities to choose from, length.
-CANARIES, CHOICE, TOP = 32, 2_000, 10
-# Records read at once where only erasures are looked for.
-READ = 50_000
 # Seconds that an idle trainer waits for the log at most.
 IDLE = 0.2
 # Seconds between attempts after a failure: at first, and at most.
@@ -70,6 +65,8 @@ class Status:
     published: int = 0
     refused: int = 0
     last_refusal: str = ""
+    new_levels: int = 0
+    """Times that a loss got a new reference, as it stayed where updates of it were refused."""
     snapshots: int = 0
     loss: float = float("nan")
     failure: str = ""
@@ -89,7 +86,7 @@ class OnlineTrainer:
     """Keeps one model line learning. `new_learner()` gives an untrained learner with an empty catalogue.
 
     `step` and `publish` are yours to call, or `run` calls them until told to stop. One trainer per line.
-    Raises NotReady where the line has no snapshot of this `fingerprint` to go on from.
+    Raises NotReady where the line has no snapshot of this `fingerprint`, with all parts, to go on from.
     """
 
     def __init__(
@@ -98,7 +95,6 @@ class OnlineTrainer:
     ) -> None:  # fmt: skip
         self.config, self.log, self.store, self.line = config, log, store, line
         self.online, self.fingerprint = config.train.online, fingerprint
-        self.new_learner = new_learner
         self.status = Status()
         self.guard = Guard(self.online)
         self._every = {
@@ -109,132 +105,75 @@ class OnlineTrainer:
                 ("snapshot", self.online.snapshot_every),
             )
         }
-        self._writer = SnapshotWriter(store, line, self.online.keep)
+        self._writer = SnapshotWriter(store, line, config)
+        self._recovery = Recovery(log, store, line, new_learner, fingerprint, self.online, self._count)
         self._rebuilt = RebuiltModels(store, line, log, new_learner, fingerprint, self.online)
-        self._canaries: tuple[Interactions, Keys] | None = None
+        self._canaries = Canaries()
         self._unsent: Changes | None = None
-        self._forgotten = False
-        """Whether the log has lost records, by an erasure, of those that are learned again."""
+        self._torn = False
+        """Whether something failed between two states of the learner: only a recovery leads out."""
         log.follow(FOLLOWER)
         self.recover()
 
-    # ---- where to go on ------------------------------------------------------------------------------
-
     def recover(self) -> None:
-        """Newest good snapshot, then the log again from its position, cut as it was cut."""
+        """Go on from where the line stands (see `Recovery`). Where the log has forgotten somebody since, serving may
+        hold rows that are not learned again: then from a new base."""
         self._writer.join()
-        found = self.store.latest(self.line)
-        for version, why in found.skipped.items():
-            _log.error("snapshot %s is set aside: %s", version, why)
-        if found.version is None:
-            raise NotReady("no trained model to go on from: run `mainstem train` first")
-        snapshot = self.store.load(self.line, found.version, training=True)
-        if snapshot.manifest.fingerprint != self.fingerprint:
-            raise NotReady(
-                f"{found.version} was trained with other features, heads, entity types or sizes than configured now: "
-                "run `mainstem train`"
-            )
-        self.learner, self.guard = adopt(snapshot, self.new_learner(), Guard(self.online), self.log)
-        self.place, self.dense_version = snapshot.place, snapshot.manifest.dense_version
-        self.position = snapshot.position
-        self._window, self._unsent = _Window(), None
+        self._torn = True
+        at = self._recovery.run()
+        self.learner, self.guard = at.learner, at.guard
+        self.place, self.dense_version, self.position = at.place, at.dense_version, at.position
+        self._window, self._unsent, self._canaries = _Window(), None, Canaries()
         self._since_snapshot = time.monotonic()
-        self._since_dense = time.monotonic()
-        self._canaries = None
-        self._rebuilt.go_on_from(snapshot.manifest)
-        self._erase_again(snapshot)
-        self._relearn()
-        if self.place.sequence:
-            self._since_dense = float("-inf")  # the networks may be newer than those that serving has
+        # the networks may be newer than those that serving has
+        self._since_dense = float("-inf") if self.place.sequence else time.monotonic()
+        self._rebuilt.go_on_from(at.manifest)
+        self._torn = False
+        if at.forgotten:
+            self._new_base(self.learner, self.position)
         self._note()
-
-    def _erase_again(self, snapshot: Snapshot) -> None:
-        """A rolled back version knows nothing of later erasures, and its position may lie behind them (law 10)."""
-        rolled_back = snapshot.manifest.extras.get("rolled_back")
-        if rolled_back is None:
-            return
-        seen = self._learned_until(rolled_back["to"])
-        while seen.offset() < self.position.offset():
-            batch = self.log.read(seen, min(READ, self.position.offset() - seen.offset()))
-            for record in batch.records:
-                if isinstance(record, Erase):
-                    self.learner.erase(record)
-            seen = batch.next
-
-    def _learned_until(self, version: str) -> Position:
-        """Up to where the rows of a version have learned: of a rollback, where those that it copied had."""
-        try:
-            manifest = self.store.manifest(self.line, version)
-        except (NotReady, StoreError):  # no longer kept: from the beginning
-            return START
-        before = manifest.extras.get("rolled_back")
-        return Position.parse(manifest.position) if before is None else self._learned_until(before["to"])
-
-    def _relearn(self) -> None:
-        """Learn again what deltas after the snapshot had learned; they stay as they are. But where the log has
-        forgotten somebody since, serving may hold rows that are not learned again: it goes on from a new base."""
-        base = self.place.base
-        after = [n for n in self.store.deltas.sequences(self.line, base) if n > self.place.sequence]
-        for sequence in after:
-            delta = self.store.deltas.load(self.line, base, sequence)
-            window = _Window()
-            for cut, learned in delta.extras.get("cuts", []):
-                self._advance(int(cut), window, learn=bool(learned))
-            self._skip(delta.position)
-            self.guard.judge((), window.losses, None)  # so that its reference is what it was
-            self.place, self.dense_version, self.position = delta.place, delta.dense_version, delta.position
-        if self._forgotten:
-            self._forgotten = False
-            self._new_base(self.learner, self.position, self._rebuilt.passed)
-
-    def _advance(self, until: int, window: _Window, *, learn: bool) -> None:
-        """One micro-batch that ends at the offset `until`."""
-        batch = self.log.read(self.position, until - self.position.offset())
-        if batch.next.offset() != until:
-            raise NotReady(f"the log ends at {batch.next} and was learned from up to {until}: a part of it is lost")
-        self._forgotten |= any(isinstance(record, Erased) for record in batch.records)
-        self._account(self.learner.learn(batch) if learn else self.learner.fold(batch), window)
-        self.position = batch.next
-
-    def _skip(self, until: Position) -> None:
-        """Pass over what a refused update had learned."""
-        if self.position.offset() < until.offset():
-            self.status.passed_over += until.offset() - self.position.offset()
-            self.position = until
 
     # ---- learning ------------------------------------------------------------------------------------
 
     def step(self) -> int:
-        """Learn one micro-batch; how many records it had."""
+        """Learn one micro-batch; how many records it had. Where that fails half done (the networks may have moved, the
+        table not), the next call begins with a recovery, so nothing of it stays."""
+        if self._torn:
+            self.recover()
         end = self.log.end().offset()
         self.status.lag = max(end - self.position.offset(), 0)
         batch = self.log.read(self.position, self.online.batch)
         if len(batch):
             late = end - batch.next.offset() > self.online.max_lag
+            self._torn = True
             try:
                 step = self.learner.fold(batch) if late else self.learner.learn(batch)
             except FloatingPointError as error:
                 self.position = batch.next
-                self._refused(self._delta(self.learner.towers.table.take_changes(), None), f"finite: {error}")
+                delta = self._delta(self.learner.towers.table.take_changes(), None)
+                self._refused(delta, Refusal(f"finite: {error}"))
                 return len(batch)
+            self._torn = False
+            if any(isinstance(record, Erase) for record in batch.records):  # they may be of who is erased (law 10)
+                self._canaries, self.guard.slates = Canaries(), {}
             self.status.only_noted += len(batch) if late else 0
             self.position = batch.next
             self._window.cuts.append((batch.next.offset(), not late))
-            self._account(step, self._window)
+            self._count(step)
+            for name, of in step.losses.items():
+                self._window.losses[name].append(of)
             self.status.lag = max(end - self.position.offset(), 0)
         if (rebuilt := self._rebuilt.caught_up(self.position)) is not None:
             self._switch(rebuilt)
         return len(batch)
 
-    def _account(self, step: Step, window: _Window) -> None:
+    def _count(self, step: Step) -> None:
         self.status.records += step.records
         self.status.positives += step.positives
         self.status.slates += step.losses[RANKING][1]
         loss, count = step.losses[RETRIEVAL]
         if count and loss == loss:
             self.status.loss = loss
-        for name, of in step.losses.items():
-            window.losses[name].append(of)
 
     # ---- publishing ----------------------------------------------------------------------------------
 
@@ -243,18 +182,20 @@ class OnlineTrainer:
 
     def publish(self) -> bool:
         """Publish what was learned since, if there is anything and the guard lets it through; whether it did."""
+        if self._torn:
+            self.recover()
         if not self._window.cuts:
             return False
-        changes = _merged(self._unsent, self.learner.towers.table.take_changes())
+        # until they are there, whatever fails in between
+        unsent = [self._unsent] if self._unsent else []
+        changes = self._unsent = Changes.merged([*unsent, self.learner.towers.table.take_changes()])
         dense = self.learner.dense() if time.monotonic() - self._since_dense >= self._every["dense"] else None
         delta = self._delta(changes, dense)
-        why = self.guard.judge(
-            [delta.tables[TABLE].values, *(dense or {}).values()], self._window.losses, self._canary_slates()
-        )
-        if why is not None:
-            self._refused(delta, why)
+        arrays = [delta.tables[TABLE].values, *(dense or {}).values()]
+        refusal = self.guard.judge(arrays, self._window.losses, self._canaries.slates(self.learner))
+        if refusal is not None:
+            self._refused(delta, refusal)
             return False
-        self._unsent = changes  # until it is there
         try:
             self._send(delta)
         except Superseded as error:
@@ -265,14 +206,14 @@ class OnlineTrainer:
             if isinstance(error.__cause__, OSError):
                 raise  # the store may be back later; what was learned waits in `_unsent`
             _log.error("the line cannot go on from %s, so a new base is written: %s", self.place, error)
-            self._new_base(self.learner, self.position, self._rebuilt.passed)
+            self._new_base(self.learner, self.position)
             return False
         if time.monotonic() - self._since_snapshot >= self._every["snapshot"]:
             self.snapshot()
         self._show()
         return True
 
-    def _delta(self, changes: Changes, dense: dict[str, NDArray[Any]] | None) -> Delta:
+    def _delta(self, changes: Changes, dense: dict[str, NDArray[Any]] | None, **extras: Any) -> Delta:
         table = self.learner.towers.table
         base, sequence = self.place.base, self.place.sequence + 1
         metrics = {}
@@ -290,20 +231,30 @@ class OnlineTrainer:
             metrics=metrics,
             tables={TABLE: TableDelta(changes.touched, table.read(changes.touched), changes.deleted)},
             dense=dense,
-            extras={"cuts": [list(cut) for cut in self._window.cuts]},
+            extras={"cuts": [list(cut) for cut in self._window.cuts], **extras},
         )
 
-    def _refused(self, delta: Delta, why: str) -> None:
+    def _refused(self, delta: Delta, refusal: Refusal) -> None:
         """Keep it for inspection, go back to the last good state, and pass over what spoiled it."""
+        why, self._torn = refusal.why, True
         name = self.store.deltas.refuse(self.line, delta, why)
         _log.error("update %s was refused (%s): its records up to %s are not learned from", name, why, self.position)
         bad = self.position
         self.status.refused += 1
         self.status.last_refusal = why
         self.recover()
-        self._skip(bad)
-        # A delta without cuts says so: a restart passes over these records too.
-        self._send(self._delta(self.learner.towers.table.take_changes(), None))
+        self._torn = True  # until a delta says what is passed over
+        if self.position.offset() < bad.offset():  # not where a newer base has seen more
+            self.status.passed_over += pass_over(self.learner, self.log, self.position, bad)
+            self.position = bad
+        # A delta without cuts says so: a restart passes over these records too, and its guard remembers as this one.
+        changes = self.learner.towers.table.take_changes()
+        self._send(self._delta(changes, None, refused_levels=refusal.levels))
+        self._torn = False
+        for loss in self.guard.refuse(refusal.levels):
+            self.status.new_levels += 1
+            usual = self.guard.watches[loss].reference.mean
+            _log.warning("refused updates in a row agree: a %s loss of %.4g is usual from now on", loss, usual)
 
     def _send(self, delta: Delta) -> None:
         self.place, self.dense_version = self.store.publish(self.line, delta), delta.dense_version
@@ -312,28 +263,18 @@ class OnlineTrainer:
         self._window, self._unsent = _Window(), None
         self.status.published += 1
 
-    def _canary_slates(self) -> Keys | None:
-        """Of fixed users among fixed entities: keys uint64 [c, k]. None while there are too few."""
-        if self._canaries is None:
-            self._canaries, self.guard.slates = self.learner.canaries(CANARIES, CHOICE), None
-        if self._canaries is None:
-            return None
-        users, choice = self._canaries
-        vectors: Floats = self.learner.towers.entity_vectors(choice)
-        scores = self.learner.towers.vectors_before(users) @ vectors.T
-        top = np.argpartition(-scores, min(TOP, len(choice) - 1), axis=1)[:, :TOP]
-        return choice[top]
-
     # ---- snapshots -----------------------------------------------------------------------------------
 
     def snapshot(self, wait: bool = False) -> None:
         """Write the whole state at the newest delta, in a thread of its own: learning goes on meanwhile."""
+        if self._torn:
+            self.recover()
         if self._window.cuts:
             raise ValueError("publish first: a snapshot stands at a delta")
         self._writer.write(
             state_of(self.learner, self.guard), base=self.place.base, sequence=self.place.sequence,
             dense_version=self._dense_name(), fingerprint=self.fingerprint, position=self.position,
-            extras={"rebuilt": self._rebuilt.passed}, carried=self.learner.carried, wait=wait,
+            extras=self._rebuilt.memory(), carried=self.learner.carried, wait=wait,
         )  # fmt: skip
         self._since_snapshot = time.monotonic()
         self.status.snapshots += 1
@@ -355,24 +296,24 @@ class OnlineTrainer:
         """The rebuilt model, now as far as the one in use or further, becomes the line's new base."""
         self._writer.join()
         arrays = [*(values for _, values in rebuilt.learner.towers.table.items()), *rebuilt.learner.dense().values()]
-        why = rebuilt.spoiled or Guard(self.online).judge(arrays, {}, None)
-        if why is not None:
+        refusal = Refusal(rebuilt.spoiled) if rebuilt.spoiled else Guard(self.online).judge(arrays, {}, {})
+        if refusal is not None:
             self._rebuilt.passed = rebuilt.version
             self.status.refused += 1
-            self.status.last_refusal = f"rebuilt model {rebuilt.version}: {why}"
-            _log.error("rebuilt model %s was refused: %s", rebuilt.version, why)
+            self.status.last_refusal = f"rebuilt model {rebuilt.version}: {refusal.why}"
+            _log.error("rebuilt model %s was refused: %s", rebuilt.version, refusal.why)
             return
         rebuilt.learner.towers.table.take_changes()
-        self._new_base(rebuilt.learner, rebuilt.position, rebuilt.version)
+        self._new_base(rebuilt.learner, rebuilt.position, {"rebuilt": rebuilt.version})
         _log.info("from position %s on the model in use is of base %s", self.position, self.place.base)
 
-    def _new_base(self, learner: OnlineLearner, position: Position, rebuilt: str) -> None:
+    def _new_base(self, learner: OnlineLearner, position: Position, taken_up: Mapping[str, str] | None = None) -> None:
         """Write `learner`, which has learned up to `position`, as a full snapshot, and go on from it; from another one
-        where somebody rolled back meanwhile."""
+        where somebody rolled back meanwhile. taken_up: what differs in the memory of rebuilt models then."""
         try:
             self._writer.write(
                 state_of(learner, Guard(self.online)), base=None, sequence=0, dense_version=None,
-                fingerprint=self.fingerprint, position=position, extras={"rebuilt": rebuilt},
+                fingerprint=self.fingerprint, position=position, extras=self._rebuilt.memory() | dict(taken_up or {}),
                 carried=learner.carried, wait=True, expect=self.place.base,
             )  # fmt: skip
             self.status.snapshots += 1
@@ -416,12 +357,3 @@ class OnlineTrainer:
     def _show(self) -> None:
         status = self.status
         status.base, status.sequence, status.position = self.place.base, self.place.sequence, self.position
-
-
-def _merged(before: Changes | None, now: Changes) -> Changes:
-    """Changes of two stretches, one after the other."""
-    if before is None:
-        return now
-    touched = np.union1d(np.setdiff1d(before.touched, now.deleted), now.touched)
-    deleted = np.union1d(np.setdiff1d(before.deleted, now.touched), now.deleted)
-    return Changes(touched, deleted)

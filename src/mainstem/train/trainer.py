@@ -14,7 +14,7 @@ tenths, validation from the last tenth.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from mainstem.catalog import MemoryCatalog
 from mainstem.models import Ranker
 from mainstem.schema.batch import EventBatch
+from mainstem.schema.canvases import CanvasPlaces
 from mainstem.schema.config import Config, TrainConfig
 from mainstem.schema.errors import NotReady
 from mainstem.schema.examples import Examples
@@ -34,7 +35,7 @@ from mainstem.train.guard import Guard
 from mainstem.train.interactions import Positives
 from mainstem.train.networks import new_ranker, new_towers
 from mainstem.train.online import OnlineLearner
-from mainstem.train.published import state_of
+from mainstem.train.published import save_state, state_of
 from mainstem.train.ranking import RankingFit, fit_ranker
 from mainstem.train.ranking_online import RankingLearner
 from mainstem.train.retrieval import RetrievalTrainer
@@ -86,17 +87,22 @@ Progress = Callable[[str, int, int], None]
 
 
 class Trainer:
-    """Runs training of one model line and publishes its snapshots."""
+    """Runs training of one model line and publishes its snapshots. extras: what these say besides."""
 
-    def __init__(self, config: Config, catalog: MemoryCatalog, snapshots: Snapshots, line: str = "main") -> None:
+    def __init__(
+        self, config: Config, catalog: MemoryCatalog, snapshots: Snapshots, line: str = "main",
+        extras: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.catalog, self.snapshots, self.line = config, catalog, snapshots, line
+        self.extras = dict(extras or {})
 
     def run(self, source: ExampleSource, progress: Progress = lambda stage, done, total: None) -> TrainingReport:
         """Train on what `source` has and publish. Raises NotReady where there is too little to learn from."""
         config = self.config.train
         torch.manual_seed(config.seed)
         report = TrainingReport("")
-        positives = Positives.of(source.events, self.config.interest(), source.session_starts)
+        places = CanvasPlaces(tuple(self.config.canvases), self.config.tenant)
+        positives = Positives.of(source.events, self.config.interest(), source.session_starts, places)
         if len(positives) < 2:
             raise NotReady(
                 "there are no events of interest to learn from yet: ingest some, or check `events` in the file"
@@ -121,8 +127,10 @@ class Trainer:
         rest = np.flatnonzero(positives.time >= start)
         rng = np.random.default_rng(config.seed + 1)
         with torch_threads(threads):
-            for done, _ in enumerate(retrieval.epoch(rest, rng), 1):
-                progress("towers, to the end", min(done * config.retrieval_batch, len(rest)), len(rest))
+            done = 0
+            for _, count in retrieval.epoch(rest, rng, config.retrieval_epochs):
+                done = min(done + count, len(rest))
+                progress("towers, to the end", done, len(rest))
         _lap(report, "towers to the end", clock)
         report.version = self.publish(retrieval, ranker, source, report.metrics)
         return report
@@ -161,9 +169,10 @@ class Trainer:
                 "attributes": list(retrieval.towers.attributes),
                 "heads": list(self.config.heads),
                 "state": state.tree,
+                **self.extras,
             },
         )
-        version = self.snapshots.save(self.line, state.dense, {TABLE: state.table}, meta, state.training)
+        version = save_state(self.snapshots, self.line, state, meta, self.config)
         self.snapshots.keep(self.line, self.config.train.online.keep)
         return version
 
@@ -178,8 +187,10 @@ class Trainer:
         done_epochs = self._resume(run, retrieval, rng)
         total = config.retrieval_epochs * len(rows)
         for epoch in range(done_epochs, config.retrieval_epochs):
-            for step, _ in enumerate(retrieval.epoch(rows, rng), 1):
-                progress("towers", epoch * len(rows) + min(step * config.retrieval_batch, len(rows)), total)
+            done = epoch * len(rows)
+            for _, count in retrieval.epoch(rows, rng, epoch):
+                done = min(done + count, (epoch + 1) * len(rows))
+                progress("towers", done, total)
             self._checkpoint(run, epoch + 1, retrieval, rng)
 
     def _checkpoint(self, run: str, epochs: int, retrieval: RetrievalTrainer, rng: np.random.Generator) -> None:

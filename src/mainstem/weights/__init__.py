@@ -9,6 +9,7 @@ arrays, so that it resumes where it stopped.
 
 from mainstem.weights.deltas import Delta, TableDelta
 from mainstem.weights.family import Adagrad, Adam, Family, Ftrl, RowwiseAdagrad
+from mainstem.weights.kept_catalogs import KeptCatalog, KeptCatalogs
 from mainstem.weights.line_reader import Apply, LineReader, Rebase
 from mainstem.weights.lookup import Gathered, Lookup
 from mainstem.weights.slabs import SlabTable
@@ -32,6 +33,8 @@ __all__ = [
     "Family",
     "Ftrl",
     "Gathered",
+    "KeptCatalog",
+    "KeptCatalogs",
     "LineReader",
     "Lookup",
     "Manifest",

@@ -15,7 +15,7 @@ from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import Keys
 from mainstem.weights.blocks import Block, Column
 from mainstem.weights.changing import FAMILIES, FREE, HIGH, LIVE, USED, Slab
-from mainstem.weights.reading import View
+from mainstem.weights.reader import View
 from mainstem.weights.slots import PER_BUCKET, Slots, bits_for
 
 __all__ = ["CLOSED", "DIM", "EPOCH", "FORMAT", "GENERATION", "HEADER", "MAGIC", "MOST", "VERSION", "Body", "Folder"]

@@ -27,7 +27,7 @@ import msgspec
 
 from mainstem.schema.errors import ConfigError, MissingExtra, StoreError
 
-__all__ = ["TEMPORARY", "FileSum", "Files", "FsspecFiles", "LocalFiles", "Part", "open_files"]
+__all__ = ["TEMPORARY", "FileSum", "Files", "FsspecFiles", "LocalFiles", "Part", "open_files", "summed"]
 
 Part = bytes | bytearray | memoryview
 _Result = TypeVar("_Result")
@@ -83,7 +83,8 @@ class Files(Protocol):
         ...
 
     def lock(self, name: str, held: str, wait: float = 0.0) -> AbstractContextManager[None]:
-        """Be the only one inside, among all processes and threads; StoreError(held) where that takes over `wait` s.
+        """Be the only one inside, among all processes and threads; StoreError where that takes over `wait` s: `held`,
+        and the number of the process that is inside.
 
         Holds in local folders only: elsewhere one writer per line is the user's duty.
         """
@@ -163,8 +164,11 @@ class LocalFiles:
                     break
                 except BlockingIOError:
                     if time.monotonic() >= until:
-                        raise StoreError(held) from None
+                        raise StoreError(f"{held}{_inside(path)}") from None
                     time.sleep(0.005)
+            file.truncate(0)
+            file.write(b"%d" % os.getpid())
+            file.flush()
             yield
 
 
@@ -239,7 +243,7 @@ class FsspecFiles:
         def read(fs: Any) -> FileSum:
             size = int(fs.info(path)["size"])
             pieces = (fs.cat_file(path, start=at, end=min(at + _CHUNK, size)) for at in range(0, size, _CHUNK))
-            return _pour(pieces, lambda piece: None)
+            return summed(pieces)
 
         return self._call(name, read)
 
@@ -327,6 +331,11 @@ def _open_remote(url: str, scheme: str) -> FsspecFiles:
     return files
 
 
+def summed(parts: Iterable[Part]) -> FileSum:
+    """What a file of these parts would hold."""
+    return _pour(parts, lambda part: None)
+
+
 def _pour(parts: Iterable[Part], write: Callable[[Part], object]) -> FileSum:
     digest, size = hashlib.sha256(), 0
     for part in parts:
@@ -344,6 +353,14 @@ def _chain(first: Iterable[Part], rest: Iterable[Part]) -> Iterator[Part]:
 def _bounded(name: str, size: int, most: int) -> None:
     if size > most:
         raise StoreError(f"{name} is damaged: it has {size} bytes, and {most} at most were expected")
+
+
+def _inside(lock: Path) -> str:
+    """Which process holds a lock, in words; nothing where that is not written yet."""
+    number = lock.read_bytes()[:20]
+    if not number.isdigit():
+        return ""
+    return " (a thread of this process)" if int(number) == os.getpid() else f" (process {int(number)})"
 
 
 def _make(folder: Path) -> None:

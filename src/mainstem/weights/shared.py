@@ -25,7 +25,7 @@ from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Floats
 from mainstem.weights.blocks import map_file
 from mainstem.weights.bodies import CLOSED, DIM, EPOCH, FORMAT, GENERATION, HEADER, MAGIC, MOST, VERSION
-from mainstem.weights.reading import Reader, View
+from mainstem.weights.reader import Reader, View
 from mainstem.weights.table import Rows
 
 __all__ = ["SharedReader"]

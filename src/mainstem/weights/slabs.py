@@ -1,7 +1,7 @@
 """The collisionless table: each key its own row, at the speed of a plain gather.
 
 Slots lead from keys to rows in one cache line (`slots`); what belongs to a row lies in arrays by its number, in memory
-that grows in place (`changing`, `bodies`, `blocks`); `reading` fetches rows by the batch, beside a writer too. Rules of
+that grows in place (`changing`, `bodies`, `blocks`); `reader` fetches rows by the batch, beside a writer too. Rules of
 admission, expiry and capacity follow event time, the seed and the keys alone, never row numbers or the order of
 memory: a table that was saved and loaded goes on exactly as it would have.
 """
@@ -23,7 +23,7 @@ from mainstem.weights.bodies import Body, Folder
 from mainstem.weights.changing import DIRTY, FAMILIES, LIVE, NAMED
 from mainstem.weights.family import Family, Optimizer
 from mainstem.weights.optimizers import all_finite, apply
-from mainstem.weights.reading import Reader, as_keys, as_rows
+from mainstem.weights.reader import Reader, as_keys, as_rows
 from mainstem.weights.sights import Sights, chances
 from mainstem.weights.slots import bits_for
 from mainstem.weights.table import Arrays, Changes, Memory, Rows
@@ -53,7 +53,7 @@ class SlabTable:
     folder: keep what readers need in files there; `shared.SharedReader` reads them (implies concurrent).
     most_rows: rows at most; address space for all is reserved at once, memory is taken as they come.
     sight_cells: memory for counting sights, 4 bytes each, where a family has admit_after above 1 (see `sights`).
-    patience: seconds that reads wait for a writer in the middle of a row (see `reading.Reader`).
+    patience: seconds that reads wait for a writer in the middle of a row (see `reader.Reader`).
 
     Raises ValueError for settings that cannot be, StoreError where the system refuses the space.
     """

@@ -5,6 +5,7 @@
                       table-NAME.safetensors    keys and rows of one table: what serving needs
                       training.safetensors      what only a trainer needs: optimizer state and whatever it adds
     ROOT/LINE/deltas/BASE/SEQUENCE.delta        what changed since; see `delta_store`, `deltas`
+    ROOT/LINE/catalog/SHA256.safetensors        a trainer's catalogue as of a snapshot; see `kept_catalogs`
     ROOT/LINE/.writer, .head, .trainer          locks, in local stores
 
 A version exists if and only if its manifest does: it is written last and deleted first. So a writer killed at any
@@ -27,6 +28,7 @@ from mainstem.schema.time import now_ms
 from mainstem.weights.delta_store import Deltas
 from mainstem.weights.deltas import Delta
 from mainstem.weights.files import Files, LocalFiles, open_files
+from mainstem.weights.kept_catalogs import KeptCatalog, KeptCatalogs
 from mainstem.weights.manifests import Manifest, Place, SnapshotMeta, line_folder
 from mainstem.weights.table import Arrays, Table
 from mainstem.weights.version_files import Snapshot, VersionFiles
@@ -51,6 +53,7 @@ class Snapshots:
     def __init__(self, files: Files | Path) -> None:
         self.files: Files = LocalFiles(files) if isinstance(files, Path) else files
         self.deltas = Deltas(self.files)
+        self.catalogs = KeptCatalogs(self.files)
         self._versions = VersionFiles(self.files)
 
     @property
@@ -197,7 +200,8 @@ class Snapshots:
     def keep(self, line: str, snapshots: int, refused: int = 20) -> list[str]:
         """Delete what is older than the newest *good* `snapshots`; the versions deleted. Damaged newer ones stay.
 
-        Of each base that is left, the deltas up to its oldest snapshot go too; of refused deltas, all but the newest.
+        Of each base that is left, the deltas up to its oldest snapshot go too; kept catalogues that no snapshot names;
+        of refused deltas, all but the newest.
         """
         if snapshots < 1:
             raise ValueError("keep at least 1 snapshot")
@@ -218,6 +222,8 @@ class Snapshots:
             with self.deltas.head(line):
                 self._drop_deltas(line)
                 self.deltas.drop_refused(line, refused)
+            kept = [KeptCatalog.of(manifest) for manifest in self.manifests(line)]
+            self.catalogs.drop(line, {catalog.sha256 for catalog in kept if catalog is not None})
         return deleted
 
     def rollback(self, line: str, version: str, position: Position | None = None) -> str:
@@ -246,7 +252,7 @@ class Snapshots:
         return new
 
     def trainer_lock(self, line: str) -> AbstractContextManager[None]:
-        """Be the line's one online trainer. Raises StoreError where another process or thread is (local stores)."""
+        """Be the line's one trainer. Raises StoreError, with its number, where another process is (local stores)."""
         held = f"model line {line!r} is being trained by another process or thread"
         return self.files.lock(f"{line_folder(line)}/.trainer", held)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,16 @@ class Changes:
 
     touched: Keys
     deleted: Keys
+
+    @classmethod
+    def merged(cls, parts: Sequence[Changes]) -> Changes:
+        """Those of stretches one after the other: what happened to a key last counts."""
+        runs = [keys for part in parts for keys in (part.deleted, part.touched)]
+        keys: Keys = np.concatenate([np.zeros(0, np.uint64), *runs])
+        written = np.repeat(np.arange(len(runs)) % 2 == 1, np.array([len(run) for run in runs], np.int64))
+        unique, last = np.unique(keys[::-1], return_index=True)
+        there = written[::-1][last]
+        return cls(unique[there], unique[~there])
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def encoder(name: str, *, spread: float = SPREAD, width: int = 8, layers: int = 
     kind, _, suffix = name.partition("-")
     events = replace({"": TIMED, "query": QUERIED, "timeless": TIMELESS}[suffix], dim=dim)
     if kind == "pooling":
-        return Pooling(PoolingConfig(dim=dim, actions=ACTIONS, half_lives=(20_000, 2_000), hidden=8))
+        return Pooling(PoolingConfig(dim=dim, interest=(1.0,) * ACTIONS, half_lives=(20_000, 2_000), hidden=8))
     if kind == "transformer":
         return Transformer(TransformerConfig(events, width, layers, hidden=2 * width, positions=7, spread=spread))
     return HSTU(HSTUConfig(events, width, layers, positions=7, spread=spread))

@@ -22,15 +22,16 @@ from mainstem.schema.time import DAY
 __all__ = ["Pooling", "PoolingConfig", "decayed_sums", "plain_decayed_sums"]
 
 _COMPILED = (torch.float32, torch.float64)
+LEAST_INTEREST = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class PoolingConfig:
-    """dim: width of rows and states. actions: size of their vocabulary. half_lives: ms, one channel each.
-    hidden: width of the correction's one hidden layer."""
+    """dim: width of rows and states. interest: how much an event of each action says at first, learned on; one that
+    says 0 stays almost silent. half_lives: ms, one channel each. hidden: width of the correction's one hidden layer."""
 
     dim: int = 64
-    actions: int = 1
+    interest: tuple[float, ...] = (1.0,)
     half_lives: tuple[int, ...] = (90 * DAY, 7 * DAY)
     hidden: int = 128
 
@@ -47,7 +48,7 @@ class Pooling(HistoryEncoder):
         super().__init__(config.dim)
         self.config = config
         channels = len(config.half_lives)
-        self.log_interest = nn.Parameter(torch.zeros(config.actions))
+        self.log_interest = nn.Parameter(torch.tensor(config.interest).clamp(min=LEAST_INTEREST).log())
         self.blend = nn.Parameter(torch.full((channels,), 1.0 / channels))
         last = nn.Linear(config.hidden, config.dim)
         nn.init.zeros_(last.weight)  # training begins at plain means

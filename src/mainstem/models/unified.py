@@ -1,0 +1,158 @@
+"""The one model: any canvas' request and any entity as unit vectors whose dot product is affinity.
+
+A request is the union of what any canvas knows (Bhattacharya et al. 2024, "Joint Modeling of Search and
+Recommendations Via an Unified Contextual Recommender (UniCoRn)"): user, history, source entities, query, single-valued
+fields. What a canvas lacks is a learned sentinel, and the canvas itself is an input: the task type. Two towers with
+normalised vectors and a temperature, after Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations"
+(the user from what they did) and Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
+Recommendations".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mainstem.models.history import (
+    HSTU,
+    Histories,
+    HistoryEncoder,
+    HSTUConfig,
+    Pooling,
+    PoolingConfig,
+    Transformer,
+    TransformerConfig,
+)
+from mainstem.models.jagged import bag
+
+__all__ = ["PARTS", "Asked", "EncoderConfig", "Unified", "UnifiedConfig", "encoder_of"]
+
+EncoderConfig = PoolingConfig | TransformerConfig | HSTUConfig
+
+PARTS = ("user", "history", "sources", "query")
+"""What speaks for a request, beside its fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnifiedConfig:
+    """history: the encoder's. dim: width of rows and of both vectors. hidden: width of each side's one hidden layer.
+    canvases: size of their vocabulary, 0 for one that training never saw. fields: single-valued context fields."""
+
+    history: EncoderConfig
+    dim: int = 64
+    hidden: int = 128
+    canvases: int = 1
+    fields: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """b requests, gathered. A part that a request lacks is masked, and its numbers are not read.
+
+    canvas int64 [b]. user float [b, dim]: the users' rows; knows_user bool [b]. history float [b, width]: the encoder's
+    state as of the request (`HistoryEncoder.last`, whose own sentinel stands for no history). sources float [b, dim]:
+    the mean of the source entities' bodies (`Unified.body`); has_sources bool [b]. fields float [b, fields, dim]: the
+    rows of the fields' values; has_field bool [b, fields]. query float [b, dim]: the mean of its words' rows; has_query
+    bool [b].
+    """
+
+    canvas: Tensor
+    user: Tensor
+    knows_user: Tensor
+    history: Tensor
+    sources: Tensor
+    has_sources: Tensor
+    fields: Tensor
+    has_field: Tensor
+    query: Tensor
+    has_query: Tensor
+
+
+def encoder_of(config: EncoderConfig) -> HistoryEncoder:
+    """An untrained encoder."""
+    match config:
+        case PoolingConfig():
+            return Pooling(config)
+        case TransformerConfig():
+            return Transformer(config)
+        case HSTUConfig():
+            return HSTU(config)
+        case _:
+            assert_never(config)
+
+
+def _correction(width: int, hidden: int, dim: int) -> nn.Sequential:
+    """width -> hidden -> dim whose last layer starts at zero: training begins at plain sums."""
+    last = nn.Linear(hidden, dim)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last)
+
+
+class Unified(nn.Module):
+    """Both sides over one gathered leaf tensor `rows [u, dim]` (law 7); rows of keys without one are zeros.
+
+        request    user   history   sources   query   country ...
+                    |        |          |       -        |             -: sentinel, learned for each part
+                    +--------+----+-----+-------+--------+
+                 a sum, each part weighted as the canvas has learned to,
+                 + a network of all parts and the canvas  ->  unit vector [dim]
+
+    Sources and history are entities: an item's row learns from being taken and from what is taken after it.
+    """
+
+    def __init__(self, config: UnifiedConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, parts = config.dim, len(PARTS) + config.fields
+        self.encoder = encoder_of(config.history)
+        self.history = nn.Linear(self.encoder.width, dim, bias=False) if self.encoder.width != dim else nn.Identity()
+        self.sentinels = nn.Parameter(torch.zeros(parts, dim))
+        self.mix = nn.Parameter(torch.ones(config.canvases, parts))
+        self.canvas = nn.Embedding(config.canvases, dim)
+        nn.init.zeros_(self.canvas.weight)
+        self.request_correction = _correction((parts + 1) * dim, config.hidden, dim)
+        self.entity_correction = _correction(dim, config.hidden, dim)
+
+    # ---- entities ------------------------------------------------------------------------------------
+
+    def body(self, rows: Tensor, places: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """What entities are made of, [n, dim], not normalised: the (weighted) sum of their keys' rows.
+
+        rows [u, dim]; places int64 [total], offsets int64 [n + 1]: the keys (id, attributes, words) of each; weights
+        float [total].
+        """
+        return bag(rows, places, offsets, weights)
+
+    def entity(self, body: Tensor) -> Tensor:
+        """Unit vectors [n, dim] of entities: body [n, dim] and a residual network. They are what the index holds."""
+        return functional.normalize(body + self.entity_correction(body), dim=-1)
+
+    # ---- requests ------------------------------------------------------------------------------------
+
+    def request(self, asked: Asked) -> Tensor:
+        """Unit vectors [b, dim] of requests: what queries the index."""
+        values = torch.stack((asked.user, self.history(asked.history), asked.sources, asked.query), dim=1)
+        values = torch.cat((values, asked.fields), dim=1)  # [b, parts, dim]
+        known = torch.stack(
+            (asked.knows_user, torch.ones_like(asked.knows_user), asked.has_sources, asked.has_query), dim=1
+        )
+        known = torch.cat((known, asked.has_field), dim=1)
+        values = torch.where(known[..., None], values, self.sentinels)
+        summed = (self.mix[asked.canvas][..., None] * values).sum(dim=1)
+        everything = torch.cat((values.flatten(1), self.canvas(asked.canvas)), dim=1)
+        return functional.normalize(summed + self.request_correction(everything), dim=-1)
+
+    def states(self, histories: Histories) -> Tensor:
+        """The encoder's states [t, width], one per event."""
+        out: Tensor = self.encoder(histories)
+        return out
+
+    def at(self, states: Tensor, places: Tensor) -> Tensor:
+        """States [b, width] at these places int64 [b]; the encoder's `empty` at -1: nothing was done yet."""
+        table = torch.cat((states, self.encoder.empty[None]))
+        return table.index_select(0, torch.where(places < 0, len(states), places))
