@@ -162,14 +162,19 @@ def _request_vector(
     def request_vector(context: Context, view: FeatureView, tenant: str) -> Floats:
         known = memo.get(view)
         if known is None or known[0] is not context:
-            request = _request(towers, actions, context, view, tenant)
+            canvas = config.canvases.get(context.canvas)
+            shown = "item" if canvas is None else canvas.entity_type
+            request = _request(towers, actions, context, view, tenant, shown)
             known = memo[view] = (context, vector_of(request))
         return known[1]
 
     return request_vector
 
 
-def _request(towers: Towers, actions: NDArray[np.int64], context: Context, view: FeatureView, tenant: str) -> Request:
+def _request(
+    towers: Towers, actions: NDArray[np.int64], context: Context, view: FeatureView, tenant: str, shown: str
+) -> Request:
+    """`shown`: the type of entity that the canvas shows, whose category the context names."""
     history = view.history()
     action = actions[history.kind]
     rows = np.flatnonzero(action >= 0)[-HISTORY:]
@@ -183,7 +188,7 @@ def _request(towers: Towers, actions: NDArray[np.int64], context: Context, view:
         0 if context.user is None else key64("user", context.user, tenant),
         past,
         keys64(context.source_type, context.sources, tenant),
-        0 if context.category is None else key64(f"item.{CATEGORY}", context.category, tenant),
+        0 if context.category is None else key64(f"{shown}.{CATEGORY}", context.category, tenant),
         word_keys(context.query or "", towers.words.most),
     )
 

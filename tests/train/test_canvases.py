@@ -105,3 +105,11 @@ def test_places_by_name_and_by_key() -> None:
     keys = np.concatenate([keys64("canvas", ["similar", "home", "nowhere"], "shop"), np.zeros(1, np.uint64)])
     assert places.of_keys(keys).tolist() == [2, 1, UNKNOWN, UNKNOWN]
     assert places.of_keys(keys64("canvas", ["home"], "main")).tolist() == [UNKNOWN]  # of another tenant
+
+
+def test_what_is_stored_of_a_canvas_does_not_depend_on_the_others() -> None:
+    keys = np.concatenate([keys64("canvas", ["similar", "home", "nowhere"]), np.zeros(1, np.uint64)])
+    short = CanvasPlaces.short(keys)
+    assert CanvasPlaces(("home", "similar")).of_short(short).tolist() == [2, 1, UNKNOWN, UNKNOWN]
+    assert CanvasPlaces(("new", "similar", "home")).of_short(short).tolist() == [2, 3, UNKNOWN, UNKNOWN]
+    assert CanvasPlaces(()).of_short(short).tolist() == [UNKNOWN] * 4

@@ -12,6 +12,7 @@ from mainstem.features.pending import Fold, Kinds
 from mainstem.features.reading import Candidates, Reading
 from mainstem.features.state import Overlay, Records, Snapshot, arena, store_arena
 from mainstem.features.user_item import NEVER
+from mainstem.schema.canvases import CanvasPlaces
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys
 from mainstem.schema.keyrows import compiled
@@ -29,7 +30,7 @@ ROW = np.dtype(
         ("place", "u8"),
         ("value", "f4"),
         ("kind", "i2"),
-        ("canvas", "i2"),
+        ("canvas", "u2"),
     ],
     align=True,
 )
@@ -38,8 +39,8 @@ ROW = np.dtype(
 @compiled
 def _fold(
     user: Ints, time: Ints, entity: Keys, session: Keys, place: Keys, value: Floats, kind: NDArray[np.int16],
-    canvas: NDArray[np.int16], start: Ints, length: Ints, h_time: Ints, h_entity: Keys, h_session: Keys, h_place: Keys,
-    h_value: Floats, h_kind: NDArray[np.int16], h_canvas: NDArray[np.int16], weight: Floats, bound: int, span: int,
+    canvas: NDArray[np.uint16], start: Ints, length: Ints, h_time: Ints, h_entity: Keys, h_session: Keys, h_place: Keys,
+    h_value: Floats, h_kind: NDArray[np.int16], h_canvas: NDArray[np.uint16], weight: Floats, bound: int, span: int,
     pair_event: Ints, pair_other: Keys, pair_weight: Floats,
 ) -> int:  # fmt: skip
     pairs = 0
@@ -82,6 +83,7 @@ class UserHistory:
         self.bound = config.features.history
         self.span = config.features.cooccurrence_span
         self.weight = Kinds(config).weight
+        self.canvases = CanvasPlaces(tuple(config.canvases), config.tenant)
         self.names = ("in_last_session", "events_since")
         self.definition = f"v2 history={self.bound} span={self.span} kinds={Kinds(config).definition}"
 
@@ -125,8 +127,8 @@ class UserHistory:
 
     def history(self, reading: Reading) -> History:
         rows = self.rows(reading)
-        names = ("entity", "kind", "value", "time", "canvas")
-        return History(*(rows[name].copy() for name in names))
+        places = self.canvases.of_short(rows["canvas"])
+        return History(*(rows[name].copy() for name in ("entity", "kind", "value", "time")), places)
 
     def values(self, reading: Reading, candidates: Candidates, out: Floats) -> None:
         """Was it in the session (or at the time) of the user's latest event; how many events ago."""

@@ -32,12 +32,12 @@ HIDE, ALIAS = -1, -2
 EVENT = np.dtype(
     [
         ("time", "i8"), ("user", "u8"), ("entity", "u8"), ("session", "u8"), ("place", "u8"),
-        ("value", "f4"), ("weight", "f4"), ("kind", "i2"), ("canvas", "i2"), ("owned", "u1"),
+        ("value", "f4"), ("weight", "f4"), ("kind", "i2"), ("canvas", "u2"), ("owned", "u1"),
     ],
     align=True,
 )  # fmt: skip
 """One event as the features see it: kind is an index into `Kinds.names`, or HIDE or ALIAS; canvas
-a place as `CanvasPlaces` gives it."""
+as `CanvasPlaces.short` gives it."""
 
 
 class Kinds:
@@ -47,13 +47,11 @@ class Kinds:
         interest, owned = config.interest(), config.owned_kinds()
         self.names: tuple[str, ...] = tuple(config.events)
         self.weight = np.array([interest.get(name, 0.0) for name in self.names] or [0.0], np.float32)
-        self.canvases = CanvasPlaces(tuple(config.canvases), config.tenant)
         self.owned = np.array([name in owned for name in self.names] or [False], np.uint8)
         self.definition = ",".join(
             f"{name}:{weight:g}:{own}"
             for name, weight, own in zip(self.names, self.weight.tolist(), self.owned.tolist(), strict=False)
         )
-        self.definition += f" canvases={','.join(self.canvases.names)}"
 
 
 def columns(events: EventBatch, kinds: Kinds, after: int) -> Records:
@@ -67,7 +65,7 @@ def columns(events: EventBatch, kinds: Kinds, after: int) -> Records:
     rows["time"], rows["user"], rows["entity"] = events.time[counts], events.user[counts], events.entity[counts]
     rows["session"], rows["place"], rows["value"] = events.session[counts], events.place[counts], events.value[counts]
     rows["kind"], rows["weight"] = code[counts], weight[counts]
-    rows["canvas"] = kinds.canvases.of_keys(events.canvas[counts])
+    rows["canvas"] = CanvasPlaces.short(events.canvas[counts])
     rows["owned"] = np.where(code >= 0, kinds.owned[np.maximum(code, 0)], 0)[counts]
     return rows
 

@@ -199,7 +199,7 @@ class History:
     kind: NDArray[np.int16]
     value: NDArray[np.float32]
     time: NDArray[np.int64]
-    canvas: NDArray[np.int16]
+    canvas: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

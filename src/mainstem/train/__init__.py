@@ -1,7 +1,9 @@
 """Examples -> steps -> deltas and snapshots; from a whole log, or from the log as it grows.
 
-towers.py        the two-tower model with its table: one definition of its keys, for training and serving
+towers.py        the one model with its table: one definition of its keys, for training and serving
 networks.py      new networks as configured, and those of a snapshot
+canvases.py      which requests, of which canvases, a positive is the right answer to
+words.py         what entities say of themselves and what is searched for, as keys
 interactions.py  positives with their users' histories, from a whole log
 histories.py     the same, online
 population.py    how often entities are taken: Q of the logQ correction, and even draws
