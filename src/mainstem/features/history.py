@@ -127,8 +127,8 @@ class UserHistory:
 
     def history(self, reading: Reading) -> History:
         rows = self.rows(reading)
-        places = self.canvases.of_short(rows["canvas"])
-        return History(*(rows[name].copy() for name in ("entity", "kind", "value", "time")), places)
+        entity, kind, value, time = (rows[name].copy() for name in ("entity", "kind", "value", "time"))
+        return History(entity, kind, value, time, self.canvases.of_short(rows["canvas"]))
 
     def values(self, reading: Reading, candidates: Candidates, out: Floats) -> None:
         """Was it in the session (or at the time) of the user's latest event; how many events ago."""
