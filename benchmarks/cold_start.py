@@ -7,7 +7,7 @@ as that. Every user's last action, if it is with such an item, is a test: the re
 item among all 12,101, against what is popular, which never shows a new item, and against random; and among the new
 items alone, where random finds 100 of them. Mean and spread over seeds.
 
-    python benchmarks/cold_start.py [--seeds 3] [--epochs 3] [--users 0.1]
+    python benchmarks/cold_start.py [--seeds 3] [--epochs 2] [--users 0.1]
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _ranks(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
     args = parser.parse_args()
     shop = load(args.users)
