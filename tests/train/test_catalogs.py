@@ -18,14 +18,6 @@ from mainstem.train import OnlineTrainer, catalogs, rebuilt
 from mainstem.weights import KeptCatalog, SnapshotMeta
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a trained base, to be copied."""
-    folder = tmp_path_factory.mktemp("base")
-    World(folder / "weights", online_config())
-    return folder / "weights"
-
-
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The offsets from which the log is read."""

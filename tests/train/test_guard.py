@@ -98,14 +98,6 @@ def test_its_memory_comes_back(guard: Guard) -> None:
 # ---- in the trainer ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a trained base, to be copied."""
-    folder = tmp_path_factory.mktemp("base")
-    World(folder / "weights", online_config())
-    return folder / "weights"
-
-
 @pytest.fixture
 def shifted(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the 200th record after the base on, retrieval's loss is three times as high, whoever learns it."""

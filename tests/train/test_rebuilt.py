@@ -16,14 +16,6 @@ from mainstem.train import OnlineTrainer, rebuilt
 from mainstem.weights import SnapshotMeta
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a trained base, to be copied."""
-    folder = tmp_path_factory.mktemp("base")
-    World(folder / "weights", online_config())
-    return folder / "weights"
-
-
 @pytest.fixture
 def world(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(rebuilt, "LOOK", 0.0)

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 from stream_world import (
-    World,
     assert_equal,
     contents,
     drain,
     entities,
     item_keys,
-    online_config,
     served,
     user_key,
     world_of,
@@ -26,14 +24,6 @@ from mainstem.train import canaries
 from mainstem.train import guard as guards
 from mainstem.train.guard import Guard
 from mainstem.train.retrieval import RetrievalLearner
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a trained base, to be copied."""
-    folder = tmp_path_factory.mktemp("base")
-    World(folder / "weights", online_config())
-    return folder / "weights"
 
 
 def test_a_refused_update_is_kept_and_passed_over(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,13 +9,11 @@ import pytest
 import torch
 from stream_world import (
     TABLE,
-    World,
     assert_equal,
     contents,
     drain,
     entities,
     item_keys,
-    online_config,
     served,
     user_key,
     world_of,
@@ -25,14 +23,6 @@ from mainstem import weights
 from mainstem.schema.errors import NotReady
 from mainstem.schema.records import Erase, Event
 from mainstem.weights.checkpoints import flatten, unflatten
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a trained base, to be copied."""
-    folder = tmp_path_factory.mktemp("base")
-    World(folder / "weights", online_config())
-    return folder / "weights"
 
 
 def test_what_is_served_is_what_was_learned(base: Path, tmp_path: Path) -> None:
