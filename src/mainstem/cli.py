@@ -134,6 +134,7 @@ def train(
     if while_stdin_open:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     settings = _config(config)
+    _give_way(settings.train.nice)
     if online:
         train_online(settings, config, _say)
         return
@@ -150,6 +151,13 @@ def train(
     print(f"published {report.version}")
     for name, figure in {**report.metrics, **{f"seconds {k}": v for k, v in report.seconds.items()}}.items():
         print(f"  {name:<28} {figure:.4g}")
+
+
+def _give_way(nice: int) -> None:
+    """Let processes that answer go first; where the system does not know how, nothing changes."""
+    if hasattr(os, "setpriority"):
+        # of this thread, and of those that it will start
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 @app.command

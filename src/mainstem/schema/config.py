@@ -264,6 +264,8 @@ class TrainConfig(_Section):
     online: OnlineConfig = OnlineConfig()
     threads: int = Field(default=1, ge=1)
     """Threads of the retrieval training. More than one helps only where the cores have nothing else to do."""
+    nice: int = Field(default=10, ge=0, le=19)
+    """How much a process that trains gives way to those that answer, where the system knows that (Unix `nice`)."""
 
 
 class LogConfig(_Section):
