@@ -11,7 +11,7 @@ import torch
 from mainstem.weights import touching
 from mainstem.weights.changing import DIRTY, NAMED, USED
 from mainstem.weights.slabs import SlabTable
-from mainstem.weights.touching import find_touching, first_fault, mark_dirty
+from mainstem.weights.touching import find_touching, first_fault
 
 ROWS, KNOWN = 1000, 900
 
@@ -79,7 +79,7 @@ def test_rows_are_marked_as_written_and_no_others() -> None:
     slab = table._body.slab
     rows = np.append(np.tile(table.find(keys[100:300]), 3), -1)
     marks = slab.marks[:ROWS].copy()
-    mark_dirty(slab, rows)
+    assert first_fault(slab, rows, write=True) == -1
     marks[rows[rows >= 0]] |= DIRTY
     np.testing.assert_array_equal(slab.marks[:ROWS], marks)
     np.testing.assert_array_equal(table.take_changes().touched, keys[100:300])

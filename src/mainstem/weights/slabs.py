@@ -28,7 +28,7 @@ from mainstem.weights.sights import Sights, chances
 from mainstem.weights.slots import bits_for
 from mainstem.weights.table import Arrays, Changes, Memory, Rows
 from mainstem.weights.table_state import checked_state, finite
-from mainstem.weights.touching import find_touching, first_fault, mark_dirty
+from mainstem.weights.touching import find_touching, first_fault
 
 __all__ = ["SlabTable", "predicted_bytes"]
 
@@ -202,7 +202,7 @@ class SlabTable:
         # a row that is skipped may have any gradient
         if not all_finite(gradients) and not np.isfinite(gradients[rows != -1]).all():
             raise ValueError("gradients must be finite: one bad step would spoil the rows for good")
-        fault = first_fault(slab, rows)
+        fault = first_fault(slab, rows, write=not self.concurrent)
         if fault >= 0:
             raise ValueError(f"rows[{fault}] = {rows[fault]} is not in use")
         steps = self._steps(rows)
@@ -212,7 +212,6 @@ class SlabTable:
         high = self._body.high
         for optimizer, chosen in steps:
             apply(optimizer, slab.values[:high], slab.state[:high], chosen, gradients, learning_rate, distinct=distinct)
-        mark_dirty(slab, rows)
 
     def _steps(self, rows: Rows) -> list[tuple[Optimizer, Rows]]:
         """The optimizers of the rows' families, each with its own rows, others' as -1."""

@@ -19,7 +19,7 @@ from mainstem.weights.parts import compiled_in_parts, parts
 from mainstem.weights.slots import AHEAD, home_of, row_of
 from mainstem.weights.table import Rows
 
-__all__ = ["find_touching", "first_fault", "mark_dirty"]
+__all__ = ["find_touching", "first_fault"]
 
 _LEAST = 4096  # rows a thread must get: below, waking it costs more than it saves
 
@@ -37,20 +37,17 @@ def find_touching(slab: Slab, bits: int, keys: Keys, seen: int, name: bool) -> t
     return rows, int(missing.sum())
 
 
-def first_fault(slab: Slab, rows: Rows) -> int:
-    """Place of the first row that is out of range or not in use; -1 where all is well."""
+def first_fault(slab: Slab, rows: Rows, *, write: bool = False) -> int:
+    """Place of the first row that is out of range or not in use; -1 where all is well. -1 among rows is skipped.
+
+    With `write` the rows are marked as written since changes were taken, in the same pass; where there is a fault, some
+    of the others are too, which costs a delta some rows that it need not have and no more.
+    """
     with parts(len(rows), _LEAST) as count:
         faults = np.empty(count, np.int64)
         run = _check_part if count == 1 else _check_parts
-        run(0, count, slab, rows, faults)
+        run(0, count, slab, rows, write, faults)
     return int(faults.min()) if faults.min() < len(rows) else -1
-
-
-def mark_dirty(slab: Slab, rows: Rows) -> None:
-    """These rows (-1 is skipped) were written since changes were taken."""
-    with parts(len(rows), _LEAST) as count:
-        run = _mark_part if count == 1 else _mark_parts
-        run(0, count, slab, rows)
 
 
 @compiled
@@ -93,7 +90,7 @@ def _find_parts(
 
 
 @compiled
-def _check_part(part: int, count: int, slab: Slab, rows: Rows, faults: Counts) -> None:
+def _check_part(part: int, count: int, slab: Slab, rows: Rows, write: bool, faults: Counts) -> None:
     """faults[part]: the first place in this part's stretch that is wrong, len(rows) where all is well."""
     marks = np.int64(slab.marks.ctypes.data)
     high = slab.tally[HIGH]
@@ -106,22 +103,11 @@ def _check_part(part: int, count: int, slab: Slab, rows: Rows, faults: Counts) -
         if row != -1 and (row < -1 or row >= high or (slab.marks[row] & np.uint8(USED)) == 0):
             faults[part] = i
             return
+        if write and row >= 0:
+            slab.marks[row] |= np.uint8(DIRTY)
 
 
 @compiled_in_parts
-def _check_parts(_: int, count: int, slab: Slab, rows: Rows, faults: Counts) -> None:
+def _check_parts(_: int, count: int, slab: Slab, rows: Rows, write: bool, faults: Counts) -> None:
     for part in numba.prange(count):
-        _check_part(part, count, slab, rows, faults)
-
-
-@compiled
-def _mark_part(part: int, count: int, slab: Slab, rows: Rows) -> None:
-    for i in range(len(rows) * part // count, len(rows) * (part + 1) // count):
-        if rows[i] >= 0:
-            slab.marks[rows[i]] |= np.uint8(DIRTY)
-
-
-@compiled_in_parts
-def _mark_parts(_: int, count: int, slab: Slab, rows: Rows) -> None:
-    for part in numba.prange(count):
-        _mark_part(part, count, slab, rows)
+        _check_part(part, count, slab, rows, write, faults)
