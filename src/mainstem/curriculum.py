@@ -53,18 +53,20 @@ def train(
     """Learn from the log as it is now and publish a snapshot of `line`.
 
     Where an online trainer keeps the line (and the caller is not it, `owner`), the snapshot goes to `LINE-rebuilt`: the
-    trainer brings it up to date and switches, unless somebody rolls back meanwhile.
+    trainer brings it up to date and switches, unless somebody rolls back meanwhile. Where nobody else trains the line,
+    a rollback meanwhile stands too: what was trained is then not published, and Superseded raised.
     """
     store = weights.open(storage_urls(config, base).weights)
-    begun_on = max(store.versions(line), default="")
+    begun_on, expect = max(store.versions(line), default=""), None
     with ExitStack() as held:
-        if not owner:
-            try:
+        try:
+            if not owner:
                 held.enter_context(store.trainer_lock(line))
-            except StoreError:
-                line = f"{line}-rebuilt"
+            expect = store.newest_base(line)
+        except StoreError:
+            line = f"{line}-rebuilt"
         source = held.enter_context(closing(Curriculum(config, log, progress)))
-        return Trainer(config, source.catalog, store, line, {BEGUN_ON: begun_on}).run(source, progress)
+        return Trainer(config, source.catalog, store, line, {BEGUN_ON: begun_on}, expect).run(source, progress)
 
 
 class Curriculum:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkerboard import CONFIG, Source, catalog_of, purchases
 from stream_world import TABLE, World, drain, online_config
 
 from mainstem import curriculum, eventlog, weights
 from mainstem.schema.errors import StoreError
-from mainstem.train import OnlineTrainer, rebuilt
-from mainstem.weights import SnapshotMeta
+from mainstem.train import OnlineTrainer, Trainer, rebuilt
+from mainstem.weights import SnapshotMeta, Superseded
 
 
 @pytest.fixture
@@ -149,17 +150,45 @@ def test_a_rollback_leaves_behind_what_was_begun_before_it_and_ends_after_it(
 
 def test_a_rebuild_says_what_it_was_begun_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the line has gone on by the time that it has read the log."""
-    begun: list[dict[str, str]] = []
+    begun: list[tuple[object, ...]] = []
     versions = iter([["v-1", "v-2"], ["v-1", "v-2", "v-3"]])
     store = weights.open(str(tmp_path))
     monkeypatch.setattr(store, "versions", lambda line: next(versions))
     monkeypatch.setattr(curriculum.weights, "open", lambda url: store)
-    monkeypatch.setattr(curriculum, "Trainer", lambda *given: begun.append(given[-1]) or Nothing())
+    monkeypatch.setattr(curriculum, "Trainer", lambda *given: begun.append(given[-3:]) or Nothing())
     config = online_config()
     log = eventlog.open("memory://", history="file:///nowhere")
     with store.trainer_lock("main"):
         curriculum.train(config, log, tmp_path, lambda stage, done, total: None)
-    assert begun == [{rebuilt.BEGUN_ON: "v-2"}]
+    assert begun == [("main-rebuilt", {rebuilt.BEGUN_ON: "v-2"}, None)]
+
+
+def test_who_trains_the_line_says_which_base_it_was_begun_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[object, ...]] = []
+    store = weights.open(str(tmp_path))
+    monkeypatch.setattr(store, "newest_base", lambda line: "v-2")
+    monkeypatch.setattr(curriculum.weights, "open", lambda url: store)
+    monkeypatch.setattr(curriculum, "Trainer", lambda *given: begun.append(given[-3:]) or Nothing())
+    log = eventlog.open("memory://", history="file:///nowhere")
+    curriculum.train(online_config(), log, tmp_path, lambda stage, done, total: None)
+    assert begun == [("main", {rebuilt.BEGUN_ON: ""}, "v-2")]
+
+
+def test_a_rollback_while_somebody_trains_the_line_stands(tmp_path: Path) -> None:
+    store = weights.open(str(tmp_path))
+    source = Source(purchases())
+    first = Trainer(CONFIG, catalog_of(), store).run(source).version
+    made: list[str] = []
+
+    def roll_back(stage: str, done: int, total: int) -> None:
+        if not made:
+            made.append(store.rollback("main", first))
+
+    with pytest.raises(Superseded, match=first):
+        Trainer(CONFIG, catalog_of(), store, expect=store.newest_base("main")).run(source, roll_back)
+    assert store.latest("main").version == made[0]
+    after = Trainer(CONFIG, catalog_of(), store, expect=store.newest_base("main")).run(source).version
+    assert store.latest("main").version == after, "canary: without a rollback it is published"
 
 
 class Nothing:

@@ -87,14 +87,18 @@ Progress = Callable[[str, int, int], None]
 
 
 class Trainer:
-    """Runs training of one model line and publishes its snapshots. extras: what these say besides."""
+    """Runs training of one model line and publishes its snapshots.
+
+    extras: what these say besides. expect: the base that must still be the newest when one is published, else
+    Superseded; None: whatever there is.
+    """
 
     def __init__(
         self, config: Config, catalog: MemoryCatalog, snapshots: Snapshots, line: str = "main",
-        extras: Mapping[str, str] | None = None,
+        extras: Mapping[str, str] | None = None, expect: str | None = None,
     ) -> None:  # fmt: skip
         self.config, self.catalog, self.snapshots, self.line = config, catalog, snapshots, line
-        self.extras = dict(extras or {})
+        self.extras, self.expect = dict(extras or {}), expect
 
     def run(self, source: ExampleSource, progress: Progress = lambda stage, done, total: None) -> TrainingReport:
         """Train on what `source` has and publish. Raises NotReady where there is too little to learn from."""
@@ -172,7 +176,7 @@ class Trainer:
                 **self.extras,
             },
         )
-        version = save_state(self.snapshots, self.line, state, meta, self.config)
+        version = save_state(self.snapshots, self.line, state, meta, self.config, self.expect)
         self.snapshots.keep(self.line, self.config.train.online.keep)
         return version
 

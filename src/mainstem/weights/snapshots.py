@@ -89,6 +89,10 @@ class Snapshots:
                     raise
         return found
 
+    def newest_base(self, line: str) -> str:
+        """The base that `save` may be told to expect: of the versions that are not damaged; "" where there are none."""
+        return max((manifest.base for manifest in self.manifests(line)), default="")
+
     def latest(self, line: str) -> Newest:
         """The newest version whose files are whole, and which newer ones were skipped and why. Reads all its bytes."""
         skipped: dict[str, str] = {}
@@ -269,7 +273,7 @@ class Snapshots:
     def _require(self, line: str, expect: str | None) -> None:
         if expect is None:
             return
-        found = max((manifest.base for manifest in self.manifests(line)), default="")
+        found = self.newest_base(line)
         if found != expect:
             raise Superseded(
                 f"model line {line!r} has the newest base {found or 'none'}, and the writer's is {expect or 'none'}: "
