@@ -281,7 +281,8 @@ def world(slates: list[tuple[int, list[str], bool | None]], events: list[tuple])
 
 
 def flat(made: list[Examples]) -> list[tuple[bytes, ...]]:
-    return [tuple(getattr(one, name).tobytes() for name in Examples.__slots__) for one in made]
+    names = [name for name in Examples.__slots__ if name != "pasts"]
+    return [tuple(getattr(one, name).tobytes() for name in names) for one in made]
 
 
 def oracle(records: list[LogRecord]) -> list[dict[str, object]]:

@@ -74,8 +74,8 @@ class _TargetAttention:
         self._event = np.ascontiguousarray((of_event + of_difference).T)  # [dim, hidden]
         self._candidate = np.ascontiguousarray((of_candidate - of_difference).T)
         self._product, self._bias = np.ascontiguousarray(of_product.T), _array(module.unit.bias)
-        self._slope = np.float32(module.activation.weight.detach())
-        self._last, self._last_bias = _array(module.out.weight)[0], np.float32(module.out.bias.detach())
+        self._slope = np.float32(module.activation.weight.item())
+        self._last, self._last_bias = _array(module.out.weight)[0], np.float32(module.out.bias.item())
         self._buffers = threading.local()
 
     def __call__(self, candidates: Floats, events: Floats) -> Floats:

@@ -65,9 +65,8 @@ class TargetAttention(nn.Module):
     def _weights(self, asked: Tensor, past: Tensor) -> Tensor:
         """a of each pair; asked [r, m, dim], past [r, l, dim]: [r, m, l]."""
         of_event, of_candidate, of_difference, of_product = torch.split(self.unit.weight, self.config.dim, dim=1)
-        matrices = (of_product * past[:, :, None] + (of_candidate - of_difference)).flatten(
-            1, 2
-        )  # [r, l * hidden, dim]
+        matrices = of_product * past[:, :, None] + (of_candidate - of_difference)
+        matrices = matrices.flatten(1, 2)  # [r, l * hidden, dim]
         shift = functional.linear(past, of_event + of_difference, self.unit.bias).flatten(1)  # [r, l * hidden]
         rows = max(self.config.block // max(past.shape[0] * past.shape[1], 1), 1)
         blocks = torch.split(asked, rows, dim=1)
@@ -79,5 +78,6 @@ class TargetAttention(nn.Module):
 
     def _block(self, asked: Tensor, matrices: Tensor, shift: Tensor) -> Tensor:
         hidden = torch.baddbmm(shift[:, None], asked, matrices.transpose(1, 2))  # [r, m, l * hidden]
-        out: Tensor = self.out(self.activation(hidden).unflatten(2, (-1, self.config.hidden)))
+        pairs = matrices.shape[1] // self.config.hidden, self.config.hidden
+        out: Tensor = self.out(self.activation(hidden).unflatten(2, pairs))
         return out[..., 0]
