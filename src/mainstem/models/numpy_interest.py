@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,10 @@ __all__ = ["NumpyInterest"]
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Actions = NDArray[np.integer[Any]]
 
 # Candidates whose pairs are laid out at once: their hidden layers stay in the cache.
-ROWS = 64
+ROWS = 128
 
 
 def _array(tensor: Tensor) -> Floats:
@@ -49,7 +51,7 @@ class NumpyInterest:
         else:
             self._ages, self._attention = _array(block.attention.positions.weight), _Transformer(block.attention)
 
-    def __call__(self, candidates: Floats, events: Floats, actions: Ints, gaps: Floats) -> Floats:
+    def __call__(self, candidates: Floats, events: Floats, actions: Actions, gaps: Floats) -> Floats:
         """`InterestBlock` of one request: [n, width]. candidates [n, dim]; events [m, dim]; actions, gaps (s) [m]."""
         candidates = candidates * self._scale
         events = events * self._scale + self._actions[actions] + self._ages[_buckets(gaps, len(self._ages))]
@@ -65,7 +67,8 @@ class NumpyInterest:
 def _buckets(gaps: Floats, buckets: int) -> Ints:
     """As `gap_buckets`."""
     doublings = np.log2(1 + np.maximum(gaps, np.float32(0))).astype(np.int64)
-    return np.minimum(1 + doublings, buckets - 1)
+    found: Ints = np.minimum(1 + doublings, buckets - 1)
+    return found
 
 
 class _TargetAttention:
@@ -79,23 +82,24 @@ class _TargetAttention:
         self._buffers = threading.local()
 
     def __call__(self, candidates: Floats, events: Floats) -> Floats:
+        """[n, dim] of candidates [n, dim] and events [m, dim]."""
         n, (m, dim), hidden = len(candidates), events.shape, len(self._bias)
         if not m:
             return np.zeros((n, dim), np.float32)
-        of_event = events @ self._event + self._bias  # [m, hidden]
-        matrices = events.T[:, :, None] * self._product[:, None, :]  # [dim, m, hidden]
-        matrices += self._candidate[:, None, :]
-        weights = candidates @ (matrices @ self._last)  # [n, m], the linear half
-        weights += of_event @ self._last
-        weights *= self._slope
-        bent = self._last * (1 - self._slope)
-        matrices, of_event = matrices.reshape(dim, m * hidden), of_event.ravel()
+        matrices = np.empty((dim + 1, m, hidden), np.float32)
+        np.multiply(events.T[:, :, None], self._product[:, None, :], out=matrices[:dim])
+        matrices[:dim] += self._candidate[:, None, :]
+        matrices[dim] = events @ self._event
+        matrices[dim] += self._bias
+        asked = np.ones((n, dim + 1), np.float32)  # the last column brings in the last row
+        asked[:, :dim] = candidates
+        weights: Floats = asked @ (matrices @ (self._last * self._slope))  # [n, m], the linear half
+        flat, bent = matrices.reshape(dim + 1, m * hidden), self._last * (1 - self._slope)
         for start in range(0, n, ROWS):
-            some = candidates[start : start + ROWS]
-            unit = np.matmul(some, matrices, out=self._buffer(len(some), m * hidden))
-            unit += of_event
+            some = asked[start : start + ROWS]
+            unit = np.matmul(some, flat, out=self._buffer(len(some), m * hidden))
             np.maximum(unit, 0.0, out=unit)
-            weights[start : start + ROWS] += unit.reshape(len(some), m, hidden) @ bent
+            weights[start : start + ROWS] += (unit.reshape(-1, hidden) @ bent).reshape(len(some), m)
         weights += self._last_bias
         out: Floats = weights @ events
         return out
@@ -153,7 +157,10 @@ class _Transformer:
         hidden = x @ first
         hidden += first_bias
         np.maximum(hidden, np.float32(0.01) * hidden, out=hidden)  # LeakyReLU
-        return self._second(x + hidden @ last + last_bias)
+        out: Floats = (hidden @ last).astype(np.float32, copy=False)
+        out += last_bias
+        out += x
+        return self._second(out)
 
 
 class _Norm:
