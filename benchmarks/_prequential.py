@@ -20,12 +20,12 @@ from mainstem import datasets, eventlog, features, weights
 from mainstem.curriculum import Curriculum
 from mainstem.join import visits
 from mainstem.learning import learner_of
-from mainstem.live import LiveModel, LiveModels, model_of
-from mainstem.models import numpy_scorer
+from mainstem.live import LiveModel, LiveModels, model_of, scores_of
 from mainstem.rank import Pipeline
 from mainstem.rank.score import rank_inputs
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys, key64
+from mainstem.schema.pasts import pack_past
 from mainstem.schema.pools import pack_pool
 from mainstem.schema.position import START
 from mainstem.schema.records import Context, Served, Show, Slate, SlateRequest
@@ -139,7 +139,7 @@ def _start(source: Curriculum, config: Config, cut: int, arms: Sequence[Arm]) ->
     for arm in arms:
         towers, ranker = restore(snapshot, config, source.catalog)
         answers = model_of(towers, config, kinds, source.inputs, arm.name, source.catalog)
-        arm.live = LiveModel(towers, ranker, replace(answers, scores=numpy_scorer(ranker)))
+        arm.live = LiveModel(towers, ranker, replace(answers, scores=scores_of(ranker)))
         lives.append(arm.live)
     return learner, lives
 
@@ -186,10 +186,12 @@ def _on_record(config: Config, store: Any, source: Curriculum, arm: Arm, pipelin
         keys = pipeline.candidates(request, view).keys
         inputs = rank_inputs(arm.live.answers, context, view, config.tenant, keys)
     name = f"{visit.user}-{visit.time}"
+    reads = arm.live.answers.reads
+    past = pack_past(inputs.met.past, reads.kinds) if inputs.met and reads else None
     slate = Slate(request_id=name, canvas=context.canvas, time=visit.time, items=[])
     return Served(
         record_id=name, time=visit.time, user=context.user, request=request, slate=slate, shown=False,
-        feature_names=list(source.inputs), pool=pack_pool(keys, inputs), tenant=config.tenant,
+        feature_names=list(source.inputs), pool=pack_pool(keys, inputs.values), past=past, tenant=config.tenant,
     )  # fmt: skip
 
 

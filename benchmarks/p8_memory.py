@@ -184,8 +184,7 @@ def fill(towers: Any, world: World) -> None:
 def worker(world: World, folder: Path) -> dict[str, Any]:
     """What a serving worker holds."""
     from mainstem.assemble import assemble
-    from mainstem.live import LiveModel, model_of
-    from mainstem.models import numpy_scorer
+    from mainstem.live import LiveModel, model_of, scores_of
     from mainstem.rank.score import extra_inputs
     from mainstem.schema.records import Context, SlateRequest
     from mainstem.train.networks import new_ranker, new_towers
@@ -197,7 +196,7 @@ def worker(world: World, folder: Path) -> dict[str, Any]:
     inputs = (*parts.features.names, *extra_inputs(tuple(config.canvases)))
     made = model_of(towers, config, parts.features.kinds, inputs, "p8", parts.catalog)
     ranker = new_ranker(config, len(inputs))
-    answers = replace(made, scores=numpy_scorer(ranker))
+    answers = replace(made, scores=scores_of(ranker))
     parts.keeper._current = LiveModel(towers, ranker, answers)  # as if it came from a snapshot
     now = START_MS + (DAYS + 1) * 86_400_000
     for user in range(20):

@@ -28,11 +28,12 @@ from mainstem.schema.config_file import storage_urls
 from mainstem.schema.errors import StoreError
 from mainstem.schema.examples import Examples
 from mainstem.schema.ids import Keys, key64
+from mainstem.schema.pasts import Pasts
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import FeatureStore, FeatureView, Floats, Log
 from mainstem.schema.records import Context, Erase, Event, Served, SlateRequest
 from mainstem.schema.time import parse_duration
-from mainstem.train import Towers, Trainer, TrainingReport
+from mainstem.train import Towers, Trainer, TrainingReport, kinds_read
 from mainstem.train.canvases import WITHHELD
 from mainstem.train.rebuilt import BEGUN_ON
 
@@ -124,8 +125,9 @@ class Curriculum:
             parts.append(columns)
             if join is None and any(isinstance(r, Served) and r.shown is not False for r in batch.records):
                 join = Attribution(
-                    self.config.heads, self.inputs, had=HAD, served_is_seen=self.config.train.served_is_seen
-                )
+                    self.config.heads, self.inputs, reads=kinds_read(self.config), had=HAD,
+                    served_is_seen=self.config.train.served_is_seen,
+                )  # fmt: skip
             if join is not None:
                 join.add(batch.records)
                 self.recorded += join.ready()
@@ -195,8 +197,9 @@ class Curriculum:
             request = SlateRequest(context=context, deadline_ms=60_000, tenant=config.tenant)
             return pipeline.candidates(request, view).keys
 
-        def inputs(context: Context, view: FeatureView, keys: Keys) -> Floats:
-            return rank_inputs(model, context, view, config.tenant, keys)
+        def inputs(context: Context, view: FeatureView, keys: Keys) -> tuple[Floats, Pasts | None]:
+            found = rank_inputs(model, context, view, config.tenant, keys)
+            return found.values, None if found.met is None else found.met.past
 
         seed, negatives = config.train.seed, config.train.negatives
         return Replay(

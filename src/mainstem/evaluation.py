@@ -18,8 +18,7 @@ from mainstem.canvas_evaluation import CanvasEvaluation
 from mainstem.curriculum import Curriculum
 from mainstem.evaluate import Basket, Evaluation, Replay, Results, default_baselines
 from mainstem.join import Visit, visits
-from mainstem.live import model_of
-from mainstem.models import numpy_scorer
+from mainstem.live import model_of, scores_of
 from mainstem.rank import Pipeline
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config
@@ -74,7 +73,7 @@ def evaluate_log(
             trained = Trainer(config, source.catalog, kept, "evaluation").run(past, progress)
             towers, ranker = restore(kept.load("evaluation", trained.version), config, source.catalog)
         model = model_of(towers, config, source.kinds, source.inputs, trained.version, source.catalog)
-        model = replace(model, scores=numpy_scorer(ranker))
+        model = replace(model, scores=scores_of(ranker))
         store = features.open("memory://", config, source.catalog)
         folding = source.replay(store, model)
         canvas = next(iter(config.canvases))

@@ -32,7 +32,7 @@ from mainstem.schema.config_file import storage_urls
 from mainstem.schema.errors import NotReady, StoreError
 from mainstem.schema.protocols import Log
 from mainstem.schema.time import parse_duration
-from mainstem.train import OnlineLearner, OnlineTrainer, RankingLearner, new_ranker, new_towers
+from mainstem.train import OnlineLearner, OnlineTrainer, RankingLearner, kinds_read, new_ranker, new_towers
 from mainstem.train.threads import torch_threads
 
 __all__ = ["Learning", "Rebuilds", "definition", "learner_of", "online_trainer"]
@@ -72,9 +72,10 @@ def definition(config: Config) -> tuple[str, tuple[str, ...]]:
 
 def learner_of(config: Config, catalog: MemoryCatalog, inputs: Sequence[str]) -> OnlineLearner:
     """An untrained learner as configured; `inputs` are those of the ranking network."""
-    ranking = RankingLearner(new_ranker(config, len(inputs)), [*config.heads.values()], config.train)
-    labelling = PoolJoin(config.heads, inputs, had=HAD, most=config.train.online.pools)
-    return OnlineLearner(config, new_towers(config, catalog), ranking, catalog, labelling)
+    ranker, towers = new_ranker(config, len(inputs)), new_towers(config, catalog)
+    ranking = RankingLearner(ranker, [*config.heads.values()], config.train, towers.known_vectors)
+    labelling = PoolJoin(config.heads, inputs, reads=kinds_read(config), had=HAD, most=config.train.online.pools)
+    return OnlineLearner(config, towers, ranking, catalog, labelling)
 
 
 class Learning:

@@ -12,20 +12,22 @@ import torch
 from numpy.typing import NDArray
 
 from mainstem import index
-from mainstem.models import Ranker, numpy_scorer
+from mainstem.models import NumpyInterest, Ranker, numpy_scorer
 from mainstem.rank import ModelVersion
+from mainstem.rank.score import RankInputs, Reads
 from mainstem.schema.config import Config
 from mainstem.schema.errors import Incompatible, NotReady
 from mainstem.schema.ids import Keys, digest128, key64, keys64
+from mainstem.schema.pasts import Pasts
 from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats
 from mainstem.schema.records import Context, Entity
-from mainstem.train import Towers, restore
+from mainstem.train import Towers, kinds_read, restore
 from mainstem.train.interactions import HISTORY, Sequences, notes
 from mainstem.train.towers import CATEGORY, TABLE, Request
 from mainstem.train.words import keys_of, word_keys
 from mainstem.weights import Delta, Snapshot
 
-__all__ = ["LiveModel", "LiveModels", "fingerprint", "model_of"]
+__all__ = ["LiveModel", "LiveModels", "fingerprint", "model_of", "scores_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class LiveModels:
             towers, self.config, self.store.kinds, manifest.extras["inputs"], manifest.dense_version, self.catalog
         )
         sparse = f"{manifest.base}+{manifest.sequence}"
-        answers = replace(answers, scores=numpy_scorer(ranker), sparse_version=sparse, line=self.line)
+        answers = replace(answers, scores=scores_of(ranker), sparse_version=sparse, line=self.line)
         return LiveModel(towers, ranker, answers)
 
     def apply(self, model: LiveModel, delta: Delta) -> tuple[LiveModel, Keys]:
@@ -101,7 +103,7 @@ class LiveModels:
         towers = Towers(module, old.table, self.catalog, old.attributes, old.canvases, old.words)
         before = model.answers
         answers = model_of(towers, self.config, self.store.kinds, before.inputs, delta.dense_version, self.catalog)
-        scores = numpy_scorer(ranker)
+        scores = scores_of(ranker)
         answers = replace(answers, scores=scores, sparse_version=before.sparse_version, line=before.line)
         return LiveModel(towers, ranker, answers)
 
@@ -125,7 +127,7 @@ def fingerprint(config: Config, store: FeatureStore) -> str:
     """Of everything a snapshot's networks depend on (law 11)."""
     entities = {name: (kind.attributes, kind.text) for name, kind in config.entities.items()}
     model = config.model
-    sizes = model.dim, model.hidden, model.temperature, model.history, model.words, list(config.canvases)
+    sizes = model.dim, model.hidden, model.temperature, model.history, model.ranking, model.words, list(config.canvases)
     definition = f"{store.fingerprint} {config.heads!r} {sizes!r} {entities!r}"
     return digest128(definition).hex()
 
@@ -148,14 +150,50 @@ def model_of(
         request_vector=_request_vector(towers, config, kinds),
         scores=_no_scores,
         embed=towers.entity_vectors,
+        reads=_reads(config, kinds),
     )
+
+
+def scores_of(ranker: Ranker) -> Callable[[RankInputs], Floats]:
+    """`ModelVersion.scores` by the network's weights of now, without torch."""
+    scorer = numpy_scorer(ranker)
+    if ranker.interest is None:
+        return lambda inputs: scorer(inputs.values)
+    interest = NumpyInterest(ranker.interest)
+
+    def scores(inputs: RankInputs) -> Floats:
+        met = inputs.met
+        if met is None:
+            raise ValueError("this network reads histories, and these inputs have none")
+        return scorer(inputs.values, embeddings=interest(met.vectors, met.events, met.past.action, met.gaps))
+
+    return scores
+
+
+def _actions(config: Config, kinds: Sequence[str]) -> NDArray[np.int64]:
+    """The action of each kind that `History.kind` can be, -1 for those of no interest: int64 [kinds]."""
+    names = list(config.interest())
+    return np.array([names.index(kind) if kind in names else -1 for kind in kinds] or [-1], np.int64)
+
+
+def _reads(config: Config, kinds: Sequence[str]) -> Reads | None:
+    named, actions = kinds_read(config), _actions(config, kinds)
+    if named is None:
+        return None
+
+    def past(view: FeatureView) -> Pasts:
+        history = view.history()
+        action = actions[history.kind]
+        rows = np.flatnonzero(action >= 0)[-HISTORY:]
+        return Pasts(history.entity[rows], action[rows].astype(np.uint8), history.time[rows], np.array([0, len(rows)]))
+
+    return Reads(named, past)
 
 
 def _request_vector(
     towers: Towers, config: Config, kinds: Sequence[str]
 ) -> Callable[[Context, FeatureView, str], Floats]:
-    interest, names = config.interest(), list(config.interest())
-    actions = np.array([names.index(kind) if interest.get(kind) else -1 for kind in kinds] or [-1], np.int64)
+    actions = _actions(config, kinds)
     vector_of = towers.request_vectors()
     memo: WeakKeyDictionary[FeatureView, tuple[Context, Floats]] = WeakKeyDictionary()  # retrieval and scoring both ask
 
@@ -193,5 +231,5 @@ def _request(
     )
 
 
-def _no_scores(x: Floats) -> Floats:
+def _no_scores(inputs: RankInputs) -> Floats:
     raise NotReady("these towers have no ranking network yet")

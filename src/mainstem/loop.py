@@ -91,7 +91,7 @@ class Loop:
         if late:
             answer.slate.degraded.append(late)
         pool = answer.pool if request.model_line == "main" else None  # other lines' inputs are not the trainer's
-        self.parts.recorder.record(request, answer.slate, answer.inputs, answer.values, pool)
+        self.parts.recorder.record(request, answer.slate, answer.inputs, answer.values, pool, answer.past)
         return answer.slate
 
     def _fresh_enough(self, request: SlateRequest) -> Degraded | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from log_checks import cut_power, erase_all, event, in_sqlite, open_tiny, raw_bytes, read_all
@@ -30,6 +31,7 @@ from mainstem.schema.records import (
     Erased,
     Event,
     LogRecord,
+    Past,
     Served,
     Show,
     Slate,
@@ -162,6 +164,16 @@ def test_an_erased_entity_leaves_slates_and_takes_what_is_about_it(log: AnyLog) 
     for slate in slates:
         assert (slate.request.context.sources, slate.request.show.exclude) == (["i2"], [])
         assert slate.request.show.only == ["i2", "i3"]
+
+
+@pytest.mark.parametrize(("entity", "stays"), [("i1", False), ("i9", True)])
+def test_what_was_read_of_the_history_goes_with_an_erased_place(log: AnyLog, entity: str, stays: bool) -> None:
+    past = Past(kinds=["view"], entities=bytes(8), actions=bytes(1), times=bytes(8))
+    log.append([msgspec.structs.replace(served("bob", ["i1", "i2"]), past=past), erase(entity=entity)])
+    settle(log)
+    (slate,) = (record for record in read_all(log) if isinstance(record, Served))
+    assert (slate.past == past) is stays
+    assert (slate.past is None) is not stays
 
 
 def test_guests_who_became_the_user_are_erased_too(log: AnyLog) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mainstem import eventlog
 from mainstem.join import Attribution, Examples, JoinCounts, joined_examples
 from mainstem.schema.config import HeadConfig
-from mainstem.schema.ids import key64
+from mainstem.schema.ids import key64, keys64
+from mainstem.schema.pasts import Pasts, pack_past
 from mainstem.schema.position import Position
 from mainstem.schema.records import (
     Context,
@@ -20,6 +21,7 @@ from mainstem.schema.records import (
     Erase,
     Event,
     LogRecord,
+    Past,
     Served,
     Slate,
     SlateItem,
@@ -154,6 +156,31 @@ def test_other_users_tenants_types_and_visitors() -> None:
     assert made.user.tolist() == [0]
 
 
+def test_a_network_that_reads_the_history_gets_what_was_read_then() -> None:
+    kinds = ("click", "purchase")
+
+    def past(kinds: tuple[str, ...] = kinds) -> Past:
+        entities = keys64("item", ["x", "a", "y"])
+        return pack_past(Pasts(entities, np.array([0, 1, 1], np.uint8), np.arange(3), np.array([0, 3])), kinds)
+
+    slates = [
+        served("s", 0, past=past()),
+        served("t", 1),  # of a time when it was not put on record
+        served("u", 2, past=past(("purchase", "click"))),
+    ]
+    attribution = Attribution(HEADS, lateness=LATE, reads=kinds)
+    attribution.add([*slates, Erase(record_id="x", time=20, entity="a")])
+    again = Attribution(HEADS, lateness=LATE, reads=kinds)
+    again.load(attribution.state())
+    again.add([tick(10 * END)])
+    (made,) = again.ready()
+    assert again.counts.other_inputs == 2
+    assert made.pasts is not None
+    assert made.pasts.entity.tolist() == keys64("item", ["x", "y"]).tolist()
+    assert made.pasts.action.tolist() == [0, 1]
+    assert [each.pasts for each in join(slates)] == [None] * 3
+
+
 def test_places_of_an_entity_that_is_there_twice() -> None:
     twice = served("s", 0, items=("a", "b", "a"))
     assert join([twice, event("click", "a", 1, "s")])[0].labels[:, 0].tolist() == [1, 0, 1]
@@ -254,7 +281,8 @@ def world(slates: list[tuple[int, list[str], bool | None]], events: list[tuple])
 
 
 def flat(made: list[Examples]) -> list[tuple[bytes, ...]]:
-    return [tuple(getattr(one, name).tobytes() for name in Examples.__slots__) for one in made]
+    names = [name for name in Examples.__slots__ if name != "pasts"]
+    return [tuple(getattr(one, name).tobytes() for name in names) for one in made]
 
 
 def oracle(records: list[LogRecord]) -> list[dict[str, object]]:

@@ -11,6 +11,7 @@ from mainstem.join import Examples, Replay, StoredRequest, visits
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config, HeadConfig
 from mainstem.schema.ids import Keys, key64, keys64
+from mainstem.schema.pasts import Pasts
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import FeatureView, Floats
 from mainstem.schema.records import Context, Event
@@ -25,7 +26,7 @@ HEADS = {
     "soon": HeadConfig(event="purchase", window="2h"),
     "stars": HeadConfig(event="rating", type="value", window="3d"),
 }
-Inputs = Callable[[Context, FeatureView, Keys], Floats]
+Inputs = Callable[[Context, FeatureView, Keys], tuple[Floats, Pasts | None]]
 
 
 def bought(user: str, item: int, time: int, kind: str = "purchase", value: float = 1.0) -> Event:
@@ -54,8 +55,10 @@ def everything(context: Context, view: FeatureView) -> Keys:
     return KEYS
 
 
-def feature_values(context: Context, view: FeatureView, keys: Keys) -> Floats:
-    return view.values(keys)
+def feature_values(context: Context, view: FeatureView, keys: Keys) -> tuple[Floats, Pasts]:
+    past = view.history()
+    offsets = np.array([0, len(past.entity)])
+    return view.values(keys), Pasts(past.entity, past.kind.astype(np.uint8), past.time, offsets)
 
 
 def replayed(
@@ -73,7 +76,12 @@ def replayed(
 
 
 def same(a: Examples, b: Examples) -> bool:
-    return all(np.array_equal(getattr(a, f), getattr(b, f), equal_nan=True) for f in Examples.__slots__ if f != "keys")
+    names = [f for f in Examples.__slots__ if f not in ("keys", "pasts")]
+    return same_pasts(a, b) and all(np.array_equal(getattr(a, f), getattr(b, f), equal_nan=True) for f in names)
+
+
+def same_pasts(a: Examples, b: Examples) -> bool:
+    return all(np.array_equal(getattr(a.pasts, f), getattr(b.pasts, f)) for f in Pasts.__slots__)
 
 
 # ---- no look into the future -----------------------------------------------------------------------
@@ -88,22 +96,32 @@ def reads_the_future(inputs: Callable[[list[Event]], Inputs]) -> bool:
     after = [e for e in replayed(changed, inputs(changed), negatives=80) if e.time[0] <= moment]
     assert len(before) == len(after) > 10
     for a, b in zip(before, after, strict=True):
-        if not np.array_equal(a.inputs[np.argsort(a.keys)], b.inputs[np.argsort(b.keys)]):
+        if not np.array_equal(a.inputs[np.argsort(a.keys)], b.inputs[np.argsort(b.keys)]) or not same_pasts(a, b):
             return True
     return False
 
 
 def test_inputs_are_as_of_the_request_and_a_leak_is_caught() -> None:
-    def leaking(events: list[Event]) -> Inputs:
-        def inputs(context: Context, view: FeatureView, keys: Keys) -> Floats:
-            # "at or before" in place of "strictly before": one event too many, which is the answer itself
-            seen = [key64("item", e.entity or "") for e in events if e.user == context.user and e.time <= view.time]
-            return np.isin(keys, np.array(seen, np.uint64)).astype(np.float32)[:, None]
+    def seen(events: list[Event], user: str | None, until: int) -> Keys:
+        # "at or before" in place of "strictly before": one event too many, which is the answer itself
+        return keys64("item", [e.entity or "" for e in events if e.user == user and e.time <= until])
+
+    def leaking_values(events: list[Event]) -> Inputs:
+        return lambda context, view, keys: (
+            np.isin(keys, seen(events, context.user, view.time)).astype(np.float32)[:, None], Pasts.none(1),
+        )  # fmt: skip
+
+    def leaking_past(events: list[Event]) -> Inputs:
+        def inputs(context: Context, view: FeatureView, keys: Keys) -> tuple[Floats, Pasts]:
+            past = seen(events, context.user, view.time)
+            n = len(past)
+            return view.values(keys), Pasts(past, np.zeros(n, np.uint8), np.zeros(n, np.int64), np.array([0, n]))
 
         return inputs
 
     assert not reads_the_future(lambda events: feature_values)
-    assert reads_the_future(leaking)
+    assert reads_the_future(leaking_values)
+    assert reads_the_future(leaking_past)
 
 
 def test_the_state_at_a_request_is_that_of_a_store_fed_only_with_what_came_before() -> None:

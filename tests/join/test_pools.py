@@ -14,10 +14,11 @@ from mainstem.join import pools as pools_module
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import HeadConfig
 from mainstem.schema.errors import InvalidRecord, StoreError
-from mainstem.schema.examples import Labelling, Revision
+from mainstem.schema.examples import Examples, Labelling, Revision
 from mainstem.schema.ids import key64, keys64
+from mainstem.schema.pasts import Pasts, pack_past
 from mainstem.schema.pools import pack_pool, unpack_pool
-from mainstem.schema.records import Context, Erase, Event, Pool, Served, Slate, SlateRequest
+from mainstem.schema.records import Context, Erase, Event, Past, Pool, Served, Slate, SlateRequest
 from mainstem.schema.time import HOUR
 
 BUY, SECONDS = HeadConfig(event="purchase", window="2h"), HeadConfig(event="watch", type="value", window="1h")
@@ -138,6 +139,64 @@ def test_erased_users_and_entities_are_forgotten() -> None:
     np.testing.assert_array_equal(revision.examples.inputs[:, 1], [0, 2, 3, 4, 5])
     held.erase(Erase(record_id="z", time=T0, user="v"))
     assert held.take([served(3, "v", T0, ITEMS)], batch())[0] == []  # its answers are gone too
+
+
+KINDS = ("click", "purchase")
+
+
+def past_of(*items: str, actions: tuple[int, ...] = (), kinds: tuple[str, ...] = KINDS) -> Past:
+    n = len(items)
+    numbers = np.array(actions or (0,) * n, np.uint8)
+    return pack_past(Pasts(keys64("item", list(items)), numbers, T0 - np.arange(n, 0, -1), np.array([0, n])), kinds)
+
+
+def test_a_network_that_reads_the_history_gets_it_with_its_pool() -> None:
+    held = join(reads=KINDS)
+    slates = [
+        served(1, "u", T0, ITEMS, past=past_of("7", "2", "7", actions=(0, 1, 1))),
+        served(2, "u", T0 + 1, ITEMS, past=past_of()),  # nothing was done yet, which is known
+        served(3, "u", T0, ITEMS),  # of a time when it was not put on record
+        served(4, "u", T0, ITEMS, past=past_of("7", kinds=("purchase", "click"))),
+        served(5, "u", T0, ITEMS, past=past_of("7", actions=(2,))),
+    ]
+    first, second = held.take(slates, batch(event(1, "u", T0 + 1, "3")))[0]
+    assert held.counts.other_inputs == 3
+    assert first.examples.pasts is not None
+    assert first.examples.pasts.entity.tolist() == keys64("item", ["7", "2", "7"]).tolist()
+    assert first.examples.pasts.action.tolist() == [0, 1, 1]
+    assert first.examples.pasts.gaps(first.examples.time).tolist() == pytest.approx([0.003, 0.002, 0.001])
+    assert second.examples.pasts is not None
+    assert second.examples.pasts.offsets.tolist() == [0, 0]
+    whole = Revision.concat([first, second]).examples
+    assert whole.pasts is not None
+    assert whole.pasts.offsets.tolist() == [0, 3, 3]
+    swapped = whole.groups(np.array([1, 0])).pasts
+    assert swapped is not None
+    assert swapped.offsets.tolist() == [0, 0, 3]
+    again = join(reads=KINDS)
+    again.load(held.state())
+    assert [pool.pasts and pool.pasts.entity.tolist() for pool in again.pools(9)] == [
+        pool.pasts and pool.pasts.entity.tolist() for pool in held.pools(9)
+    ]
+    without = join()  # a network that reads none takes all of them, and holds no history
+    assert len(without.take(slates, batch(event(1, "u", T0 + 1, "3")))[0]) == 5
+    assert all(pool.pasts is None for pool in without.pools(9))
+    with pytest.raises(ValueError, match="histories"):
+        Examples.concat([*held.pools(1), *without.pools(1)])
+
+
+def test_an_erased_entity_leaves_the_histories_that_are_held() -> None:
+    held = join(reads=KINDS)
+    past = past_of("7", "2", "7", "3")
+    held.take([served(1, "u", T0, ITEMS, past=past), served(2, "v", T0, ITEMS, past=past)], batch())
+    held.erase(Erase(record_id="x", time=T0, entity="7"))
+    held.erase(Erase(record_id="y", time=T0, user="v"))
+    (left,) = held.pools(9)
+    assert left.pasts is not None
+    assert left.pasts.entity.tolist() == keys64("item", ["2", "3"]).tolist()
+    assert left.pasts.time.tolist() == [T0 - 3, T0 - 1]
+    assert keys64("item", ["7"]).tobytes() not in held.state()
+    assert keys64("item", ["2"]).tobytes() in held.state()  # canary: the search finds what is there
 
 
 USERS = ["a", "b", "c"]

@@ -68,7 +68,7 @@ class Shop:
             canvases=canvases,
             index=self.index,
             request_vector=lambda context, view, tenant: np.array([1, 0], np.float32),
-            scores=lambda x: np.column_stack([x[:, near], -x[:, near]]).astype(np.float32),
+            scores=lambda x: np.column_stack([x.values[:, near], -x.values[:, near]]).astype(np.float32),
             embed=self.index.vectors,
         )
 

@@ -92,7 +92,7 @@ def test_two_pipelines_of_the_same_shop_agree(shop: Shop, pool: ThreadPoolExecut
 
 def test_scores_are_those_of_one_version_though_another_comes_into_use(shop: Shop) -> None:
     near = shop.model.inputs.index("two_tower")
-    second = replace(shop.model, version="v-2", scores=lambda x: 1000 + np.column_stack([x[:, near]] * 2))
+    second = replace(shop.model, version="v-2", scores=lambda x: 1000 + np.column_stack([x.values[:, near]] * 2))
     versions = iter([shop.model, second, second, second])
     pipeline = shop.pipeline()
     pipeline.current = lambda: next(versions)
@@ -182,7 +182,7 @@ def test_a_rule_that_cannot_be_followed_is_refused(shop: Shop, name: str) -> Non
 def test_a_category_in_the_context_of_a_shop_without_categories_is_passed_over_and_said() -> None:
     shop = Shop(Config(entities={"item": EntityTypeConfig(attributes={"aisle": "category"})}))
     near = shop.model.inputs.index("two_tower")
-    shop.model = replace(shop.model, heads=("purchase",), scores=lambda x: x[:, near : near + 1])
+    shop.model = replace(shop.model, heads=("purchase",), scores=lambda x: x.values[:, near : near + 1])
     shop.items(3)
     slate = shop.ask(category="tea")
     assert ids(slate) == ["2", "1", "0"]

@@ -25,6 +25,7 @@ from mainstem.schema.records import (
     Erased,
     Event,
     LogRecord,
+    Past,
     Pool,
     Served,
     Show,
@@ -67,6 +68,14 @@ SAMPLES: dict[str, LogRecord] = {
         record_id="v-3", time=5, user="u-1", request=SlateRequest(pool=True), feature_names=["f"],
         slate=Slate(request_id="r-3", canvas="home", time=5, items=[]),
         pool=Pool(keys=b"\x01" + bytes(7), inputs=b"x\x01c``\xd8`\x0f\x00\x01\x05\x00\xc0"),
+    ),
+    "served-past-v1": Served(
+        record_id="v-4", time=5, user="u-1", request=SlateRequest(), feature_names=["f"],
+        slate=Slate(request_id="r-4", canvas="home", time=5, items=[]),
+        past=Past(
+            kinds=["purchase", "click"], entities=b"\x01" + bytes(7) + b"\x02" + bytes(7), actions=b"\x00\x01",
+            times=b"\x03" + bytes(7) + b"\x04" + bytes(7),
+        ),
     ),
     "served-v1": Served(
         record_id="v-1", user="u-1", shown=False, feature_names=["f", "g"], features=b"\x00\x00\x80?\x00\x00\x00@",

@@ -13,7 +13,7 @@ from mainstem import eventlog, slates
 from mainstem.schema.errors import InvalidRecord, StoreError
 from mainstem.schema.pools import unpack_pool
 from mainstem.schema.position import START
-from mainstem.schema.records import Context, Degraded, LogRecord, Served, Slate, SlateItem, SlateRequest
+from mainstem.schema.records import Context, Degraded, LogRecord, Past, Served, Slate, SlateItem, SlateRequest
 from mainstem.schema.time import now_ms
 from mainstem.slates import recorder
 from mainstem.slates import recorder as recorder_module
@@ -243,6 +243,14 @@ def test_a_share_of_slates_goes_on_record_with_all_candidates(share: float, aske
         np.testing.assert_array_equal(keys, pool()[0])
         np.testing.assert_array_equal(inputs, pool()[1])
     assert desk.kept == names([1, 2, 3, 4, 9])
+
+
+def test_what_was_read_of_the_history_goes_on_record_with_every_slate() -> None:
+    desk, past = Desk(), Past(kinds=["purchase"], entities=bytes(8), actions=bytes(1), times=bytes(8))
+    desk.recorder.record(SlateRequest(), slate(1), INPUTS, np.zeros((2, 2), np.float32), past=past)
+    desk.take(slate(2))
+    desk.recorder.close()
+    assert [served.past for served in desk.records] == [past, None]
 
 
 def test_pools_are_left_out_where_slates_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,8 +64,8 @@ def _placeholder(record: LogRecord) -> Erased:
 
 
 def _without_places(served: Served, gone: Callable[[Name], bool]) -> Served:
-    """The slate without the places of erased entities, and the request without their ids. The pool goes with the first
-    of them: its candidates have keys, not names."""
+    """The slate without the places of erased entities, and the request without their ids. Pool and past go with the
+    first of them: what they hold has keys, not names."""
     tenant, items, request = served.tenant, served.slate.items, served.request
     context, show = request.context, request.show
 
@@ -87,4 +87,4 @@ def _without_places(served: Served, gone: Callable[[Name], bool]) -> Served:
         request, context=replace(context, sources=sources), show=replace(show, exclude=exclude, only=only)
     )
     slate = replace(served.slate, items=[items[place] for place in kept])
-    return replace(served, request=request, slate=slate, features=features, pool=None)
+    return replace(served, request=request, slate=slate, features=features, pool=None, past=None)

@@ -28,8 +28,10 @@ import msgspec
 import numpy as np
 
 from mainstem.schema.config import HeadConfig
+from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.examples import Examples
 from mainstem.schema.ids import key64
+from mainstem.schema.pasts import Pasts, past_without, unpack_past
 from mainstem.schema.records import Erase, Event, LogRecord, Served
 from mainstem.schema.time import HOUR, parse_duration
 
@@ -71,6 +73,7 @@ class Attribution:
     """Feed it log records in log order with `add`; take finished Examples from `ready`.
 
     inputs: names of the columns that Examples must have; None takes every slate with inputs (of one kind, then).
+    reads: kinds of events whose history Examples must have; None where the network reads none.
     had: the input that is above 0 for what the user had before; None takes nothing for fresh.
     lateness: ms of event time that are waited beyond the longest window for records out of order. Memory holds the
     slates and answers of one longest window and the lateness, and the names of the slates of one window before.
@@ -81,11 +84,13 @@ class Attribution:
         heads: Mapping[str, HeadConfig],
         inputs: Sequence[str] | None = None,
         *,
+        reads: Sequence[str] | None = None,
         had: str | None = None,
         served_is_seen: bool = False,
         lateness: int = HOUR,
     ) -> None:
         self.heads, self.inputs, self.had = dict(heads), None if inputs is None else list(inputs), had
+        self.reads = None if reads is None else list(reads)
         self.served_is_seen, self.lateness = served_is_seen, lateness
         self.windows = {name: parse_duration(head.window) for name, head in heads.items()}
         self.longest = max(self.windows.values())
@@ -136,6 +141,8 @@ class Attribution:
             return
         if served.pool is not None:
             served = msgspec.structs.replace(served, pool=None)  # not needed here, and large
+        if self.reads is None and served.past is not None:
+            served = msgspec.structs.replace(served, past=None)
         if len(served.features) != 4 * len(slate.items) * len(served.feature_names):
             served = msgspec.structs.replace(served, features=b"")  # it still takes its answers from older slates
         self.counts.slates += 1
@@ -181,6 +188,9 @@ class Attribution:
     @staticmethod
     def _without(served: Served, wanted: tuple[str, str, str | None]) -> Served:
         items = served.slate.items
+        past = past_without(served.past, np.uint64(key64(wanted[1], str(wanted[2]), wanted[0])))
+        if past is not served.past and served.tenant == wanted[0]:
+            served = msgspec.structs.replace(served, past=past)
         kept = [i for i, item in enumerate(items) if (served.tenant, item.entity_type, item.entity) != wanted]
         if len(kept) == len(items):
             return served
@@ -227,7 +237,11 @@ class Attribution:
 
     def _decide(self, served: Served) -> None:
         """Join one slate with what followed it."""
-        if not served.features or self.inputs not in (None, served.feature_names):
+        try:
+            if not served.features or self.inputs not in (None, served.feature_names):
+                raise InvalidRecord("features", "they are not the inputs of the network")
+            pasts = None if self.reads is None else unpack_past(served.past, self.reads)
+        except InvalidRecord:
             self.counts.other_inputs += 1
             return
         seen = set(range(len(served.slate.items))) if served.shown or self.served_is_seen else set()
@@ -242,7 +256,7 @@ class Attribution:
                     labels[place, name] = labels.get((place, name), 0.0) + event.value
         if seen:
             self.counts.joined += 1
-            self._finished.append(self._examples(served, sorted(seen), labels))
+            self._finished.append(self._examples(served, pasts, sorted(seen), labels))
         else:
             self.counts.unseen += 1
 
@@ -263,7 +277,9 @@ class Attribution:
         before = [(slate.time, slate.request_id) for slate in held if slate.time <= event.time]
         return max(before)[1] if before else None
 
-    def _examples(self, served: Served, rows: list[int], labels: Mapping[tuple[int, str], float]) -> Examples:
+    def _examples(
+        self, served: Served, pasts: Pasts | None, rows: list[int], labels: Mapping[tuple[int, str], float]
+    ) -> Examples:
         """One group; binary: whether it happened; value: its sum, NaN where it did not happen."""
         slate, n = served.slate, len(rows)
         inputs = np.frombuffer(served.features, np.float32).reshape(len(slate.items), -1)[rows]
@@ -288,6 +304,7 @@ class Attribution:
             offsets=np.array([0, n], np.int64),
             time=np.array([slate.time], np.int64),
             user=np.array([key64("user", served.user, served.tenant) if served.user else 0], np.uint64),
+            pasts=pasts,
         )
 
     # ---- checkpoints -----------------------------------------------------------------------------

@@ -30,9 +30,10 @@ from mainstem.schema.config import HeadConfig
 from mainstem.schema.errors import InvalidRecord, StoreError
 from mainstem.schema.examples import Examples, Revision
 from mainstem.schema.ids import key64
+from mainstem.schema.pasts import Pasts, past_without, unpack_past
 from mainstem.schema.pools import pack_pool, unpack_pool
 from mainstem.schema.protocols import Floats
-from mainstem.schema.records import Erase, Pool, Served
+from mainstem.schema.records import Erase, Past, Pool, Served
 from mainstem.schema.time import HOUR, parse_duration
 
 __all__ = ["PoolCounts", "PoolJoin"]
@@ -51,7 +52,7 @@ class PoolCounts(msgspec.Struct):
     let_go: int = 0
     """Pools let go before that, as there were more than `most`."""
     other_inputs: int = 0
-    """Pools whose inputs are not those of the network, or damaged."""
+    """Pools whose inputs, or history where it reads one, are not those of the network, or damaged."""
 
 
 class _Held(msgspec.Struct):
@@ -62,6 +63,7 @@ class _Held(msgspec.Struct):
     time: int
     pool: Pool
     labels: list[tuple[int, int, float]]
+    past: Past | None = None
 
 
 class _State(msgspec.Struct):
@@ -90,16 +92,18 @@ def _answers(events: EventBatch, kinds: Sequence[str]) -> _Answers:
 class PoolJoin:
     """Feed it the log's records in order with `take`; it gives revisions and closed examples (`schema.Labelling`).
 
-    inputs: names of the network's inputs; pools with others are counted and left. had: the input that is above 0 for
-    what the user had before. most: pools held; one more lets the oldest go. lateness: ms of event time that are waited
-    beyond the longest window for events out of order. The clock is that of the newest event.
+    inputs: names of the network's inputs, and reads: the kinds of events whose history it reads, None where it reads
+    none; pools with others are counted and left. had: the input that is above 0 for what the user had before. most:
+    pools held; one more lets the oldest go. lateness: ms of event time that are waited beyond the longest window for
+    events out of order. The clock is that of the newest event.
     """
 
     def __init__(
-        self, heads: Mapping[str, HeadConfig], inputs: Sequence[str], *, had: str | None = None, most: int = 1_000,
-        lateness: int = HOUR,
+        self, heads: Mapping[str, HeadConfig], inputs: Sequence[str], *, reads: Sequence[str] | None = None,
+        had: str | None = None, most: int = 1_000, lateness: int = HOUR,
     ) -> None:  # fmt: skip
         self.heads, self.inputs, self.most, self.lateness = list(heads.values()), list(inputs), most, lateness
+        self.reads = None if reads is None else list(reads)
         self.had = self.inputs.index(had) if had in self.inputs else None
         self.windows = [parse_duration(head.window) for head in self.heads]
         self.kinds = list(dict.fromkeys(head.event for head in self.heads))
@@ -135,13 +139,15 @@ class PoolJoin:
             if served.feature_names != self.inputs:
                 raise InvalidRecord("pool", "it has the inputs of another network")
             unpack_pool(pool, len(self.inputs))
+            self._pasts(served.past)
         except InvalidRecord:
             self.counts.other_inputs += 1
             return None
         while len(self._held) >= self.most:
             self._let_go(next(iter(self._held)))
             self.counts.let_go += 1
-        held = _Held(slate.request_id, key64("user", served.user, served.tenant), slate.time, pool, [])
+        past = None if self.reads is None else served.past
+        held = _Held(slate.request_id, key64("user", served.user, served.tenant), slate.time, pool, [], past)
         self._held[slate.request_id] = held
         self._of_user.setdefault(held.user, []).append(slate.request_id)
         self.counts.pools += 1
@@ -196,6 +202,7 @@ class PoolJoin:
         key = np.uint64(key64(erase.entity_type, str(erase.entity), erase.tenant))
         self._latest = self._latest[self._latest["entity"] != key]
         for held in self._held.values():
+            held.past = past_without(held.past, key)
             keys, inputs = unpack_pool(held.pool, len(self.inputs))
             kept = np.flatnonzero(keys != key)
             if len(kept) < len(keys):
@@ -208,10 +215,9 @@ class PoolJoin:
 
     # ---- giving out ----------------------------------------------------------------------------------
 
-    def pools(self, most: int) -> list[Floats]:
-        """Inputs [n, f] of the latest pools that are held, at most so many."""
-        latest = [*self._held.values()][-most:]
-        return [unpack_pool(held.pool, len(self.inputs))[1] for held in latest]
+    def pools(self, most: int) -> list[Examples]:
+        """The latest pools that are held, at most so many."""
+        return [self._examples(held, held.labels) for held in [*self._held.values()][-most:]]
 
     def _revision(self, held: _Held, before: list[tuple[int, int, float]]) -> Revision:
         examples = self._examples(held, held.labels)
@@ -238,7 +244,12 @@ class PoolJoin:
             offsets=np.array([0, n], np.int64),
             time=np.array([held.time], np.int64),
             user=np.array([held.user], np.uint64),
+            pasts=self._pasts(held.past),
         )
+
+    def _pasts(self, past: Past | None) -> Pasts | None:
+        """What the network reads of it. Raises InvalidRecord where it is not that."""
+        return None if self.reads is None else unpack_past(past, self.reads)
 
     # ---- checkpoints ---------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ def joined_examples(
     heads: Mapping[str, HeadConfig],
     inputs: Sequence[str],
     *,
+    reads: Sequence[str] | None = None,
     start: Position = START,
     end: Position | None = None,
     had: str | None = None,
@@ -28,11 +29,11 @@ def joined_examples(
 ) -> Iterator[Examples]:
     """Examples of the recorded slates in [start, end), by time, one group each; `end` None is the log's end now.
 
-    inputs: what the network eats; slates recorded with others are skipped, and counted in `counts.other_inputs`.
+    inputs, reads: what the network eats; slates recorded with others are skipped, and counted in `counts.other_inputs`.
     Slates whose windows (and lateness) have not passed by `end` are left for the next time. The other arguments
     are those of `Attribution`; pass `counts` to learn what became of the rest.
     """
-    join = Attribution(heads, inputs, had=had, served_is_seen=served_is_seen, lateness=lateness)
+    join = Attribution(heads, inputs, reads=reads, had=had, served_is_seen=served_is_seen, lateness=lateness)
     if counts is not None:
         join.counts = counts
     seen, last = start, (log.end() if end is None else end).offset()

@@ -17,6 +17,7 @@ from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import HeadConfig
 from mainstem.schema.examples import Examples
 from mainstem.schema.ids import DEFAULT_TENANT, Keys
+from mainstem.schema.pasts import Pasts
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import FeatureStore, FeatureView, Floats
 from mainstem.schema.records import Context
@@ -25,7 +26,7 @@ from mainstem.schema.time import parse_duration
 __all__ = ["Replay", "StoredRequest"]
 
 Retrieve = Callable[[Context, FeatureView], Keys]
-Inputs = Callable[[Context, FeatureView, Keys], Floats]
+Inputs = Callable[[Context, FeatureView, Keys], tuple[Floats, Pasts | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,11 @@ class Replay:
     """Makes Examples of requests, in time order, folding the events between them into `features`.
 
     `events` are all events by time, those of one moment in log order; `features` is private and may already hold
-    a prefix. `retrieve(context, view)` gives the candidates, `inputs(context, view, keys)` the matrix [n, f]; both
-    are serving's own. All positives among the candidates are kept and at most `negatives` others (at least one of
-    each stratum): two fifths from what the user had before, the rest from what is new to them, each drawn evenly;
-    what one stratum lacks the other may use. What is drawn depends on the seed, the user and the time alone.
+    a prefix. `retrieve(context, view)` gives the candidates, `inputs(context, view, keys)` the matrix [n, f] and what
+    the network reads of the history, if any; both are serving's own. All positives among the candidates are kept and
+    at most `negatives` others (at least one of each stratum): two fifths from what the user had before, the rest from
+    what is new to them, each drawn evenly; what one stratum lacks the other may use. What is drawn depends on the
+    seed, the user and the time alone.
 
     Raises ValueError where events or requests are out of order: features would see the future.
     """
@@ -102,8 +104,9 @@ class Replay:
         fresh = ~np.isin(candidates, view.counts().keys)
         rng = np.random.default_rng((self.seed, request.visit.user, request.visit.time % (1 << 63)))
         chosen, rate = self._draw(positive, fresh, rng)
+        inputs, pasts = self.inputs(request.context, view, candidates[chosen])
         return Examples(
-            inputs=self.inputs(request.context, view, candidates[chosen]),
+            inputs=inputs,
             labels=labels[chosen],
             negative_rate=rate,
             fresh=fresh[chosen],
@@ -112,6 +115,7 @@ class Replay:
             offsets=np.array([0, len(chosen)], np.int64),
             time=np.array([request.visit.time], np.int64),
             user=np.array([request.visit.user], np.uint64),
+            pasts=pasts,
         )
 
     def _draw(

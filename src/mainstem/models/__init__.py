@@ -2,13 +2,13 @@
 
 `Unified` makes the vectors of retrieval for any canvas, reading histories by one of the encoders of `history`; `Ranker`
 the scores of ranking (one output per head); `losses` what they minimise. Embedding rows come in as one gathered leaf
-tensor that places index (law 7); who gathers them, and who applies their gradient, is `mainstem.weights`. `NumpyScorer`
-and `NumpyRequests` are the ranker and the request side without torch, for answering one request on one thread.
+tensor that places index (law 7); who gathers them, and who applies their gradient, is `mainstem.weights`.
+`NumpyScorer`, `NumpyInterest` and `NumpyRequests` are the ranker, its interest and the request side without torch, for
+answering one request on one thread. `interest`, candidates against histories, is a part of the ranker where configured.
 
 Parts from which larger networks are put together, each with the equations it follows; today's product does not use
 them yet:
 
-    interest/    candidates against histories -> part of the input
     sharing/     input -> one representation a task
     heads/       what a task's last layer means: loss, and a prediction in the event's own unit
     wide         crosses of categorical fields, one weight each
@@ -16,7 +16,9 @@ them yet:
     calibration  predicted against observed
 """
 
+from mainstem.models.interest import InterestConfig, Meeting
 from mainstem.models.logistic import logistic
+from mainstem.models.numpy_interest import NumpyInterest
 from mainstem.models.numpy_requests import NumpyRequests
 from mainstem.models.numpy_scorer import NumpyScorer, numpy_scorer
 from mainstem.models.ranker import Head, Ranker, RankerConfig
@@ -26,6 +28,9 @@ from mainstem.models.wide import Wide, cross_keys
 __all__ = [
     "Asked",
     "Head",
+    "InterestConfig",
+    "Meeting",
+    "NumpyInterest",
     "NumpyRequests",
     "NumpyScorer",
     "Ranker",

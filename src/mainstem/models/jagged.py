@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mainstem.schema.keyrows import compiled
 
-__all__ = ["bag", "plain_bag", "segment_ids", "segment_log_sum_exp", "segment_sum"]
+__all__ = ["bag", "padded", "plain_bag", "segment_ids", "segment_log_sum_exp", "segment_sum"]
 
 _COMPILED = (torch.float32, torch.float64)
 
@@ -40,6 +40,16 @@ def segment_log_sum_exp(values: Tensor, offsets: Tensor) -> Tensor:
     top = top.scatter_reduce(0, ids, values.detach(), "amax").clamp(min=torch.finfo(values.dtype).min)
     total = torch.zeros_like(top).index_add(0, ids, (values - top[ids]).exp())
     return total.log() + top
+
+
+def padded(values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Segments of values [total, d] side by side: [s, longest, d], zeros behind each, and which places are real, bool
+    [s, longest]."""
+    lengths = offsets.diff()
+    longest = int(lengths.max()) if len(lengths) else 0
+    real = torch.arange(longest, device=values.device) < lengths[:, None]
+    out = values.new_zeros(len(lengths), longest, values.shape[-1])
+    return out.masked_scatter(real[..., None], values), real
 
 
 def bag(rows: Tensor, places: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:

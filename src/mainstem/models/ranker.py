@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mainstem.models.interest import InterestBlock, InterestConfig
+
 __all__ = ["CLIP", "VALUE_CAP", "Head", "Ranker", "RankerConfig"]
 
 CLIP = 6.0
@@ -31,7 +33,8 @@ class Head:
 @dataclass(frozen=True, slots=True)
 class RankerConfig:
     """features: width of the feature matrix. embeddings: width of the optional embedding block, 0 for none.
-    dot: whether the retrieval dot product comes in as one more feature. rank: of the cross matrices."""
+    dot: whether the retrieval dot product comes in as one more feature. rank: of the cross matrices. interest: of the
+    part that makes the embedding block from candidates and histories, None where nothing does."""
 
     features: int
     heads: tuple[Head, ...] = (Head("purchase"),)
@@ -41,6 +44,7 @@ class RankerConfig:
     embeddings: int = 0
     dot: bool = False
     dropout: float = 0.0
+    interest: InterestConfig | None = None
 
     @property
     def width(self) -> int:
@@ -66,7 +70,7 @@ class Ranker(nn.Module):
 
     The normaliser's mean and standard deviation are buffers: they travel in `state_dict` with the weights. So do
     `slope` and `shift` [heads], which calibrate: the probability of a binary head is sigmoid(slope * logit + shift)
-    (Platt 1999).
+    (Platt 1999). `interest`, where there is one, makes `embeddings` for whoever calls.
     """
 
     mean: Tensor
@@ -96,6 +100,9 @@ class Ranker(nn.Module):
         joint = (width if config.cross_layers else 0) + (sizes[-1] if config.hidden else 0)
         self.heads = nn.Linear(joint, len(config.heads), bias=False) if joint else None
         self.wide = nn.Linear(width, len(config.heads))
+        self.interest = None if config.interest is None else InterestBlock(config.interest)
+        if config.interest is not None and config.embeddings != config.interest.width:
+            raise ValueError(f"the interest gives {config.interest.width} columns, embeddings are {config.embeddings}")
 
     @torch.no_grad()
     def fit_normaliser(self, x: Tensor, dot: Tensor | None = None) -> None:

@@ -21,8 +21,9 @@ from mainstem.rank.sources import Allowed, Popular, Source
 from mainstem.schema.config import Config
 from mainstem.schema.errors import InvalidRecord, NotReady
 from mainstem.schema.ids import Keys, fresh_id, key64
+from mainstem.schema.pasts import pack_past
 from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats
-from mainstem.schema.records import Degraded, Slate, SlateItem, SlateRequest
+from mainstem.schema.records import Degraded, Past, Slate, SlateItem, SlateRequest
 
 __all__ = ["Answer", "Pipeline"]
 
@@ -36,12 +37,14 @@ _NEAR_QUERY = ("content",)
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A slate, for the record with the network's inputs: `values` [len(slate.items), len(inputs)] of what it shows, and
-    `pool` of all that it was chosen from: keys [n], inputs [n, len(inputs)]; None where no network was asked."""
+    `pool` of all that it was chosen from: keys [n], inputs [n, len(inputs)]; None where no network was asked. past:
+    what the network read of the history, if it reads any."""
 
     slate: Slate
     inputs: tuple[str, ...]
     values: Floats
     pool: tuple[Keys, Floats] | None = None
+    past: Past | None = None
 
 
 @dataclass(slots=True)
@@ -74,13 +77,14 @@ class _Trail:
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """Scores per head [n, h], how the heads are weighed, and the network's inputs [n, f] where it was asked."""
+    """Scores per head [n, h], how the heads are weighed, and where the network was asked its inputs [n, f] and past."""
 
     heads: tuple[str, ...]
     scores: Floats
     weights: Mapping[str, float]
     values: Floats
     model: ModelVersion | None = None
+    past: Past | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -181,14 +185,15 @@ class Pipeline:
     def _by_model(
         question: Question, model: ModelVersion, view: FeatureView, found: Candidates, relation: Floats | None
     ) -> _Scores:
-        values = rank_inputs(model, question.context, view, question.tenant, found.keys)
-        scores = model.scores(values)
+        asked = rank_inputs(model, question.context, view, question.tenant, found.keys)
+        values, scores = asked.values, model.scores(asked)
         if not np.isfinite(scores).all():
             raise ValueError(f"{model.version} gave scores that are not finite")
+        past = pack_past(asked.met.past, model.reads.kinds) if asked.met and model.reads else None
         if relation is None:
-            return _Scores(model.heads, scores, question.canvas.order, values, model)
+            return _Scores(model.heads, scores, question.canvas.order, values, model, past)
         scores = np.column_stack([scores, relation]).astype(np.float32, copy=False)
-        return _Scores((*model.heads, RELATION), scores, {RELATION: 1.0}, values, model)
+        return _Scores((*model.heads, RELATION), scores, {RELATION: 1.0}, values, model, past)
 
     @staticmethod
     def _relation(question: Question, found: Candidates, trail: _Trail) -> Floats | None:
@@ -219,7 +224,7 @@ class Pipeline:
         trail.lap("order")
         slate = self._slate(question, view, items, scores.model, trail, found)
         pool = (found.keys, scores.values) if scores.inputs else None
-        return Answer(slate, scores.inputs, scores.values[shown], pool)
+        return Answer(slate, scores.inputs, scores.values[shown], pool, scores.past)
 
     def _items(
         self, found: Candidates, chosen: NDArray[np.int64], score: Floats, scores: _Scores, explain: bool = False

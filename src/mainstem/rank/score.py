@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mainstem.schema.ids import Keys, keys64
+from mainstem.schema.pasts import Pasts
 from mainstem.schema.protocols import FeatureView, Floats, VectorIndex
 from mainstem.schema.records import Context
 
-__all__ = ["RELATION", "ModelVersion", "extra_inputs", "rank_inputs"]
+__all__ = ["RELATION", "Met", "ModelVersion", "RankInputs", "Reads", "extra_inputs", "rank_inputs"]
 
 EXTRA = ("two_tower", "near_cooccurrence", "near_vector")
 # Neighbours of the source entities that are told apart.
@@ -22,13 +23,43 @@ RELATION = "relation"
 
 
 @dataclass(frozen=True, slots=True)
+class Met:
+    """The candidates and the history that they meet, by the vectors of the index: zeros for what is not in it.
+
+    vectors float32 [n, dim]: the candidates'; past: one, m events; events float32 [m, dim]; gaps float32 [m]: seconds
+    from each event to the request.
+    """
+
+    vectors: Floats
+    past: Pasts
+    events: Floats
+    gaps: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class RankInputs:
+    """What the ranking network eats of one request: values float32 [n, f], and met where it reads the history."""
+
+    values: Floats
+    met: Met | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What a ranking network reads of the history: kinds of events, and how `past(view)` of them is found."""
+
+    kinds: tuple[str, ...]
+    past: Callable[[FeatureView], Pasts]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelVersion:
     """One trained version, ready to answer: towers, their index (law 8: they swap together), ranking network.
 
     `request_vector(context, view, tenant)` -> float32 [dim], zeros where nothing is known; `embed(keys)` -> unit
-    vectors [n, dim] for the index; `scores(x [n, f])` -> float32 [n, len(heads)], probabilities or values; `inputs`
-    names the columns of x: the features and what `rank_inputs` adds; `canvases`: those that it tells apart. version: of
-    the dense part; sparse_version: of the rows.
+    vectors [n, dim] for the index; `scores(inputs)` -> float32 [n, len(heads)], probabilities or values; `inputs`
+    names the columns of its values: the features and what `rank_inputs` adds; `reads`: what it reads of the history,
+    None for nothing; `canvases`: those that it tells apart. version: of the dense part; sparse_version: of the rows.
     """
 
     line: str
@@ -38,9 +69,10 @@ class ModelVersion:
     canvases: tuple[str, ...]
     index: VectorIndex
     request_vector: Callable[[Context, FeatureView, str], Floats]
-    scores: Callable[[Floats], Floats]
+    scores: Callable[[RankInputs], Floats]
     embed: Callable[[Keys], Floats]
     sparse_version: str | None = None
+    reads: Reads | None = None
 
 
 def extra_inputs(canvases: Sequence[str]) -> tuple[str, ...]:
@@ -48,9 +80,10 @@ def extra_inputs(canvases: Sequence[str]) -> tuple[str, ...]:
     return (*EXTRA, *(f"canvas_{name}" for name in canvases))
 
 
-def rank_inputs(model: ModelVersion, context: Context, view: FeatureView, tenant: str, keys: Keys) -> Floats:
+def rank_inputs(model: ModelVersion, context: Context, view: FeatureView, tenant: str, keys: Keys) -> RankInputs:
     """What the ranking network eats: feature values, then how near each candidate is to the request (`two_tower`) and
-    to its source entities (in the graph and by vector; 0 without sources), then which canvas asks: [n, f].
+    to its source entities (in the graph and by vector; 0 without sources), then which canvas asks: [n, f]. And the
+    history, where the network reads it.
 
     The one definition used by serving and by training's replay alike.
     """
@@ -64,7 +97,12 @@ def rank_inputs(model: ModelVersion, context: Context, view: FeatureView, tenant
         extra[:, 2] = vectors @ model.index.vectors(sources).mean(axis=0)
     if context.canvas in model.canvases:
         extra[:, len(EXTRA) + model.canvases.index(context.canvas)] = 1.0
-    return np.column_stack([view.values(keys), extra]).astype(np.float32, copy=False)
+    values = np.column_stack([view.values(keys), extra]).astype(np.float32, copy=False)
+    if model.reads is None:
+        return RankInputs(values)
+    past = model.reads.past(view)
+    gaps = past.gaps(np.array([view.time], np.int64))
+    return RankInputs(values, Met(vectors, past, model.index.vectors(past.entity), gaps))
 
 
 def _near(view: FeatureView, sources: Keys, keys: Keys) -> Floats:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mainstem.schema.ranking_config import RankingConfig
+from mainstem.schema.storage_config import StorageConfig
 from mainstem.schema.time import MINUTE, parse_duration
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Mismatch",
     "ModelConfig",
     "OnlineConfig",
+    "RankingConfig",
     "ServeConfig",
     "SourceConfig",
     "StorageConfig",
@@ -201,6 +204,7 @@ class ModelConfig(_Section):
     words: int = Field(default=16, ge=0, le=1000)
     """Words of an entity's text, and of a query, that speak for it; 0 for none."""
     history: HistoryConfig = HistoryConfig()
+    ranking: RankingConfig = RankingConfig()
     families: dict[Literal["user", "entity", "attribute", "word"], FamilyConfig] = {
         "user": FamilyConfig(),
         "entity": FamilyConfig(),
@@ -307,32 +311,6 @@ class ServeConfig(_Section):
     """Model lines in the weights store, beside `main`, that requests may ask by `model_line`: to compare."""
     max_lag: int = Field(default=500_000, ge=1)
     """Writes are refused (503) while the state is more records than this behind the log."""
-
-
-_SCHEMES = {"log": ("sqlite", "memory"), "history": ("file",), "state": ("lmdb", "memory"), "weights": ("file",)}
-
-
-class StorageConfig(_Section):
-    """Where things rest. `{data}` stands for the data directory."""
-
-    log: str = "sqlite:///{data}/log.sqlite"
-    history: str = "file:///{data}/history"
-    state: str = "lmdb:///{data}/state"
-    weights: str = "file:///{data}/weights"
-    """A local folder, or any URL that fsspec knows (s3://bucket/folder, with mainstem[remote] and its package)."""
-
-    @field_validator("log", "history", "state", "weights")
-    @classmethod
-    def _scheme_is_known(cls, url: str, info: ValidationInfo) -> str:
-        scheme, slashes, _ = url.partition("://")
-        if str(info.field_name) == "weights" and slashes and scheme:
-            return url  # any URL that fsspec knows; whether it does is told when it is opened
-        allowed = _SCHEMES[str(info.field_name)]
-        if not slashes or scheme not in allowed:
-            raise ValueError(
-                f"{url!r} is no URL of a kind known here; allowed: {', '.join(f'{s}://' for s in allowed)}"
-            )
-        return url
 
 
 class Config(_Section):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.ids import Keys
+from mainstem.schema.pasts import Pasts
 from mainstem.schema.protocols import Floats
 from mainstem.schema.records import Erase, Served
 
@@ -31,6 +32,7 @@ class Examples:
     offsets  int64   [g + 1]
     time     int64   [g]     of the request, ms
     user     uint64  [g]
+    pasts    of g requests   what the network reads of the users' histories, as of the request; None where it reads none
     """
 
     inputs: Floats
@@ -42,6 +44,7 @@ class Examples:
     offsets: NDArray[np.int64]
     time: NDArray[np.int64]
     user: Keys
+    pasts: Pasts | None = None
 
     def __len__(self) -> int:
         return len(self.time)
@@ -64,7 +67,10 @@ class Examples:
 
     @classmethod
     def concat(cls, parts: Sequence[Examples]) -> Examples:
-        """One after the other. Needs at least one part."""
+        """One after the other. Needs at least one part. Raises ValueError where some have pasts and some have none."""
+        pasts = [part.pasts for part in parts if part.pasts is not None]
+        if pasts and len(pasts) < len(parts):
+            raise ValueError("examples with and without the users' histories do not go together")
         sizes = np.concatenate([np.diff(part.offsets) for part in parts])
         return cls(
             inputs=np.concatenate([part.inputs for part in parts]),
@@ -76,6 +82,7 @@ class Examples:
             offsets=np.concatenate([[0], np.cumsum(sizes)]),
             time=np.concatenate([part.time for part in parts]),
             user=np.concatenate([part.user for part in parts]),
+            pasts=Pasts.concat(pasts) if pasts else None,
         )
 
     def groups(self, which: NDArray[np.int64]) -> Examples:
@@ -86,6 +93,7 @@ class Examples:
         return Examples(
             self.inputs[rows], self.labels[rows], self.negative_rate[rows], self.fresh[rows], self.weight[rows],
             self.keys[rows], offsets, self.time[which], self.user[which],
+            None if self.pasts is None else self.pasts.take(which),
         )  # fmt: skip
 
     def segment(self) -> NDArray[np.int64]:
@@ -120,8 +128,8 @@ class Labelling(Protocol):
         labels are all known now."""
         ...
 
-    def pools(self, most: int) -> list[Floats]:
-        """The network's inputs [n, f] of each of the latest slates that still wait for labels, at most so many."""
+    def pools(self, most: int) -> list[Examples]:
+        """The latest slates that still wait for labels, at most so many."""
         ...
 
     def erase(self, erase: Erase) -> None:

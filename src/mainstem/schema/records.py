@@ -24,6 +24,7 @@ __all__ = [
     "Erased",
     "Event",
     "LogRecord",
+    "Past",
     "Pool",
     "Served",
     "Show",
@@ -248,12 +249,26 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inputs: bytes
 
 
+class Past(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the ranking network read of the user's history, oldest event first; see `pasts.py` for its making.
+
+    kinds: of events, which actions number. entities: uint64 [m], little-endian bytes; actions: uint8 [m]; times: int64
+    [m], little-endian, ms.
+    """
+
+    kinds: list[str]
+    entities: bytes
+    actions: bytes
+    times: bytes
+
+
 class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="r", tag="served"):
     """A slate put on record, with the feature values of what it returned (float32, row-major bytes).
 
     `shown`: True, False (replay, shadow: never a negative) or None (unknown: the client says what was
     seen by events of kind `impression`). `features` is [len(slate.items), len(feature_names)]. `pool`, of a sampled
-    share of slates: what the items were chosen from.
+    share of slates: what the items were chosen from. `past`: what the network read of the history, for all candidates
+    alike; None where it reads none.
     """
 
     record_id: str
@@ -265,6 +280,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
     feature_names: list[str] = []
     features: bytes = b""
     pool: Pool | None = None
+    past: Past | None = None
     received_at: int = 0
     tenant: str = DEFAULT_TENANT
     v: int = 1

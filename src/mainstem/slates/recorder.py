@@ -18,7 +18,7 @@ from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.ids import Keys
 from mainstem.schema.pools import pack_pool
 from mainstem.schema.protocols import Floats
-from mainstem.schema.records import LogRecord, Served, Slate, SlateRequest
+from mainstem.schema.records import LogRecord, Past, Served, Slate, SlateRequest
 
 __all__ = ["Recorder"]
 
@@ -69,10 +69,10 @@ class Recorder:
 
     def record(
         self, request: SlateRequest, slate: Slate, inputs: Sequence[str], values: Floats,
-        pool: tuple[Keys, Floats] | None = None,
+        pool: tuple[Keys, Floats] | None = None, past: Past | None = None,
     ) -> None:  # fmt: skip
-        """Take a slate with the network's inputs for its items: values [len(slate.items), len(inputs)]; and for all of
-        its candidates: keys [n] and their inputs [n, len(inputs)]."""
+        """Take a slate with the network's inputs for its items: values [len(slate.items), len(inputs)]; for all of its
+        candidates: keys [n] and their inputs [n, len(inputs)]; and what it read of the history."""
         served = Served(
             record_id=slate.request_id,
             time=slate.time,
@@ -82,6 +82,7 @@ class Recorder:
             shown=request.shown,
             feature_names=list(inputs),
             features=np.asarray(values, np.float32).tobytes(),
+            past=past,
             tenant=request.tenant,
         )
         with self._lock:

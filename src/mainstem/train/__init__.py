@@ -9,6 +9,7 @@ histories.py     the same, online
 population.py    how often entities are taken: Q of the logQ correction, and even draws
 retrieval.py     a step of the towers (sampled softmax, logQ), and epochs of them
 ranking.py       trains the ranking network on replayed or joined examples (listwise softmax, calibrated)
+meetings.py      which candidates meet which histories, for a ranking network that reads them
 ranking_online.py  a step of it on slates whose labels became known, and the level of binary heads
 trainer.py       the run over a whole log: time split, checkpoints, early stopping, the published snapshot
 online.py        learns from log records in order, one micro-batch at a time
@@ -22,7 +23,7 @@ rebuilt.py       models rebuilt from the whole history, brought up to date besid
 threads.py       how many threads torch uses in a stage
 """
 
-from mainstem.train.networks import new_ranker, new_towers, restore
+from mainstem.train.networks import kinds_read, new_ranker, new_towers, restore
 from mainstem.train.online import OnlineLearner
 from mainstem.train.ranking import RankingFit, fit_ranker
 from mainstem.train.ranking_online import RankingLearner
@@ -41,6 +42,7 @@ __all__ = [
     "Trainer",
     "TrainingReport",
     "fit_ranker",
+    "kinds_read",
     "new_ranker",
     "new_towers",
     "restore",

@@ -9,8 +9,8 @@ They are chosen once there is enough to choose from, and stay until the trainer 
 from __future__ import annotations
 
 import numpy as np
-import torch
 
+from mainstem.schema.examples import Examples
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Floats
 from mainstem.train.interactions import Interactions
@@ -27,7 +27,7 @@ class Canaries:
 
     def __init__(self) -> None:
         self._asked: tuple[Interactions, Keys] | None = None
-        self._pools: list[Floats] = []
+        self._pools: list[Examples] = []
 
     def slates(self, learner: OnlineLearner) -> dict[str, Keys]:
         """What each kind is answered now: uint64 [c, k], by what is learned; a kind with too few canaries is absent."""
@@ -44,16 +44,13 @@ class Canaries:
         top = np.argpartition(-scores, min(TOP, len(choice) - 1), axis=1)[:, :TOP]
         return choice[top]
 
-    @torch.no_grad()
     def _ranked(self, learner: OnlineLearner) -> Keys | None:
         """Places in each pool that head for head stand in its better half, `TOP` at most: [pools * heads, k]."""
         if not self._pools and learner.labelling is not None:
-            pools = [inputs for inputs in learner.labelling.pools(POOLS) if len(inputs) > 1]
+            pools = [pool for pool in learner.labelling.pools(POOLS) if len(pool.keys) > 1]
             self._pools = pools if len(pools) >= LEAST_POOLS else []
         if not self._pools:
             return None
-        k = min(TOP, *(len(inputs) // 2 for inputs in self._pools))
-        ranker = learner.ranking.ranker
-        ranker.eval()
-        logits = [ranker(torch.from_numpy(inputs)).numpy() for inputs in self._pools]
+        k = min(TOP, *(len(pool.keys) // 2 for pool in self._pools))
+        logits = [learner.ranking.logits(pool) for pool in self._pools]
         return np.concatenate([np.argsort(-each, axis=0, kind="stable")[:k].T for each in logits]).astype(np.uint64)

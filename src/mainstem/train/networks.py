@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from mainstem.models import Head, Ranker, RankerConfig, Unified, UnifiedConfig
+from mainstem.models import Head, InterestConfig, Ranker, RankerConfig, Unified, UnifiedConfig
 from mainstem.models.history import EventConfig, HSTUConfig, PoolingConfig, TransformerConfig
 from mainstem.models.unified import EncoderConfig
 from mainstem.schema.config import Config, FamilyConfig, ModelConfig
@@ -17,7 +19,10 @@ from mainstem.train.towers import FAMILIES, FIELDS, TABLE, Towers
 from mainstem.train.words import Words
 from mainstem.weights import Adagrad, Adam, Family, Ftrl, RowwiseAdagrad, SlabTable, Snapshot
 
-__all__ = ["families_of", "new_ranker", "new_towers", "restore"]
+__all__ = ["families_of", "kinds_read", "new_ranker", "new_towers", "restore"]
+
+# Attention heads of the ranking network's transformer, where the width has no other divisor.
+MOST_HEADS = 4
 
 OPTIMIZERS = {"rowwise_adagrad": RowwiseAdagrad, "adagrad": Adagrad, "adam": Adam, "ftrl": Ftrl}
 
@@ -100,7 +105,27 @@ def restore(snapshot: Snapshot, config: Config, catalog: Catalog) -> tuple[Tower
 
 def new_ranker(config: Config, inputs: int) -> Ranker:
     heads = tuple(Head(name, head.type) for name, head in config.heads.items())
-    return Ranker(RankerConfig(features=inputs, heads=heads, hidden=tuple(config.model.hidden)))
+    interest = interest_config(config)
+    return Ranker(
+        RankerConfig(
+            features=inputs, heads=heads, hidden=tuple(config.model.hidden), interest=interest,
+            embeddings=0 if interest is None else interest.width,
+        )
+    )  # fmt: skip
+
+
+def interest_config(config: Config) -> InterestConfig | None:
+    """Of the part of the ranking network that reads histories, as configured; None for none."""
+    kind, dim = config.model.ranking.interest, config.model.dim
+    if kind == "none":
+        return None
+    return InterestConfig(kind, dim, max(len(config.interest()), 1), heads=math.gcd(dim, MOST_HEADS))
+
+
+def kinds_read(config: Config) -> tuple[str, ...] | None:
+    """The kinds of events whose history the ranking network reads, in the order of its actions; None where it reads
+    none."""
+    return None if config.model.ranking.interest == "none" else tuple(config.interest())
 
 
 def _part(snapshot: Snapshot, prefix: str) -> dict[str, torch.Tensor]:

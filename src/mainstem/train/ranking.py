@@ -20,9 +20,10 @@ from mainstem.models.jagged import segment_sum
 from mainstem.models.losses import binary, listwise_softmax, value
 from mainstem.schema.config import HeadConfig, TrainConfig
 from mainstem.schema.examples import Examples
+from mainstem.train.meetings import Meetings, Vectors
 from mainstem.train.threads import torch_threads
 
-__all__ = ["RankingFit", "Slates", "calibrate", "fit_ranker", "loss_of", "ranking_loss"]
+__all__ = ["RankingFit", "Slates", "calibrate", "fit_ranker", "logits_of", "loss_of", "ranking_loss"]
 
 # Weight of the second softmax, among what is new to the user alone: slates with `new_only` are one use of the
 # same scores, and there the first softmax, won by what is bought again and again, teaches little.
@@ -51,7 +52,8 @@ class RankingFit:
 class Slates:
     """Examples as tensors, made once.
 
-    inputs [n, f], labels [n, h], log_rate [n], fresh [n], weight [n], offsets [g + 1]
+    inputs [n, f], labels [n, h], log_rate [n], fresh [n], weight [n], offsets [g + 1]; meetings: for a network that
+    reads histories
 
     log_rate is the log of the chance that a row is among the examples at all: 0 for what has a label of any head,
     as that was kept for certain, also where another head counts it as a negative.
@@ -63,9 +65,11 @@ class Slates:
     fresh: Tensor
     weight: Tensor
     offsets: Tensor
+    meetings: Meetings | None = None
 
     @classmethod
-    def of(cls, examples: Examples) -> Slates:
+    def of(cls, examples: Examples, vectors: Vectors | None = None) -> Slates:
+        """vectors: of entities, where the network reads histories. Raises ValueError where the examples have none."""
         labels = torch.from_numpy(examples.labels)
         certain = (torch.nan_to_num(labels) != 0).any(dim=1)
         return cls(
@@ -75,6 +79,7 @@ class Slates:
             fresh=torch.from_numpy(examples.fresh),
             weight=torch.from_numpy(examples.weight),
             offsets=torch.from_numpy(examples.offsets),
+            meetings=None if vectors is None else Meetings.of(examples, vectors),
         )
 
     def __len__(self) -> int:
@@ -87,7 +92,17 @@ class Slates:
         rows = torch.arange(int(offsets[-1])) + torch.repeat_interleave(self.offsets[which] - offsets[:-1], sizes)
         columns = (self.inputs, self.labels, self.log_rate, self.fresh, self.weight)
         inputs, labels, log_rate, fresh, weight = (column.index_select(0, rows) for column in columns)
-        return Slates(inputs, labels, log_rate, fresh, weight, offsets)
+        meetings = None if self.meetings is None else self.meetings.groups(which, rows)
+        return Slates(inputs, labels, log_rate, fresh, weight, offsets, meetings)
+
+
+def logits_of(ranker: Ranker, slates: Slates) -> Tensor:
+    """Logits [n, h], not calibrated. Raises ValueError where the network reads histories and the slates have none."""
+    if ranker.interest is None:
+        return ranker(slates.inputs)  # type: ignore[no-any-return]
+    if slates.meetings is None:
+        raise ValueError("this network reads histories: make slates with the entities' vectors")
+    return ranker(slates.inputs, embeddings=ranker.interest(slates.meetings.meeting()))  # type: ignore[no-any-return]
 
 
 def ranking_loss(ranker: Ranker, examples: Examples, heads: Sequence[HeadConfig]) -> Tensor:
@@ -96,7 +111,7 @@ def ranking_loss(ranker: Ranker, examples: Examples, heads: Sequence[HeadConfig]
 
 
 def _loss(ranker: Ranker, slates: Slates, heads: Sequence[HeadConfig]) -> Tensor:
-    return loss_of(ranker(slates.inputs), slates, slates.labels, heads)
+    return loss_of(logits_of(ranker, slates), slates, slates.labels, heads)
 
 
 def loss_of(
@@ -153,8 +168,10 @@ def fit_ranker(
     config: TrainConfig,
     on_epoch: Callable[[int, RankingFit], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    vectors: Vectors | None = None,
 ) -> RankingFit:
-    """Train in place; the weights of the best validation epoch stay. `on_step(done, total)` in slates.
+    """Train in place; the weights of the best validation epoch stay. `on_step(done, total)` in slates. vectors: of
+    entities, which a network that reads histories needs; it does not move them.
 
     `config.ranking_learning_rate` is the peak of the cycle. Runs on one thread: its matrices are small. Raises
     ValueError where `train` is empty or an input is not finite.
@@ -162,7 +179,7 @@ def fit_ranker(
     if not len(train):
         raise ValueError("there is nothing to train on")
     with torch_threads(1):
-        return _fit(ranker, Slates.of(train), Slates.of(valid), heads, config, on_epoch, on_step)
+        return _fit(ranker, Slates.of(train, vectors), Slates.of(valid, vectors), heads, config, on_epoch, on_step)
 
 
 def _fit(
@@ -231,7 +248,7 @@ def calibrate(ranker: Ranker, valid: Examples, heads: Sequence[HeadConfig]) -> N
 def _calibrate(ranker: Ranker, valid: Slates, heads: Sequence[HeadConfig]) -> None:
     ranker.eval()
     with torch.no_grad():
-        parts = [ranker(part) for part in torch.split(valid.inputs, CHUNK * 128)]
+        parts = [logits_of(ranker, valid.groups(which)) for which in torch.split(torch.arange(len(valid)), CHUNK)]
     for column, head in enumerate(heads):
         target, known = torch.nan_to_num(valid.labels[:, column]), valid.labels[:, column].isfinite()
         if head.type != "binary" or not 0 < float(target.sum()) < float(known.sum()):

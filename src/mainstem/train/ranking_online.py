@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from mainstem.models import Ranker
 from mainstem.schema.config import HeadConfig, TrainConfig
 from mainstem.schema.examples import Examples, Revision
-from mainstem.train.ranking import WEIGHT_DECAY, Slates, loss_of
+from mainstem.schema.protocols import Floats
+from mainstem.train.meetings import Vectors
+from mainstem.train.ranking import WEIGHT_DECAY, Slates, logits_of, loss_of
 
 __all__ = ["RankingLearner"]
 
@@ -29,10 +31,14 @@ LEAST_SLOPE = 0.1
 
 
 class RankingLearner:
-    """`ranker` with its optimizer (AdamW) and the curvature of its level; not safe for several threads."""
+    """`ranker` with its optimizer (AdamW) and the curvature of its level; not safe for several threads. vectors: of
+    entities as they are when it is asked, for a network that reads histories; it does not move them."""
 
-    def __init__(self, ranker: Ranker, heads: Sequence[HeadConfig], train: TrainConfig) -> None:
+    def __init__(
+        self, ranker: Ranker, heads: Sequence[HeadConfig], train: TrainConfig, vectors: Vectors | None = None
+    ) -> None:
         self.ranker, self.heads, self.train = ranker, list(heads), train
+        self.vectors = None if ranker.interest is None else vectors
         self.rate = train.online.ranking_learning_rate
         self.adam = torch.optim.AdamW(ranker.parameters(), lr=self.rate, weight_decay=WEIGHT_DECAY)
         self.curvature: NDArray[np.float64] = np.tile(PRIOR * np.eye(2), (len(self.heads), 1, 1))
@@ -47,9 +53,9 @@ class RankingLearner:
         if not revisions or not self.rate:
             return float("nan")
         whole = Revision.concat(revisions)
-        slates, before = Slates.of(whole.examples), torch.from_numpy(whole.before)
+        slates, before = Slates.of(whole.examples, self.vectors), torch.from_numpy(whole.before)
         self.ranker.train()
-        logits = self.ranker(slates.inputs)
+        logits = logits_of(self.ranker, slates)
         known = loss_of(logits, slates, slates.labels, self.heads, mean=False)
         change = known - loss_of(logits, slates, before, self.heads, mean=False)
         full = min(len(revisions) / self.train.ranking_batch, 1.0)
@@ -67,12 +73,18 @@ class RankingLearner:
     @torch.no_grad()
     def level(self, closed: Sequence[Examples]) -> None:
         """Follow the level of binary heads: an online Newton step of Platt scaling a slate, with forgetting."""
-        self.ranker.eval()
         for examples in closed if self.rate else ():
-            logits = self.ranker(torch.from_numpy(examples.inputs)).double().numpy()
+            logits = self.logits(examples).astype(np.float64)
             for column, head in enumerate(self.heads):
                 if head.type == "binary":
                     self._follow(column, logits[:, column], examples.labels[:, column].astype(np.float64))
+
+    @torch.no_grad()
+    def logits(self, examples: Examples) -> Floats:
+        """Logits [n, h] of examples, not calibrated."""
+        self.ranker.eval()
+        found: Floats = logits_of(self.ranker, Slates.of(examples, self.vectors)).numpy()
+        return found
 
     def _follow(self, column: int, logits: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
         slope, shift = self.ranker.slope, self.ranker.shift

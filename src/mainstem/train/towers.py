@@ -201,6 +201,13 @@ class Towers:
             parts.append(self.module.entity(self._bodies(gathered, "entity", made.offsets)).numpy())
         return np.concatenate(parts)
 
+    def known_vectors(self, entities: Keys) -> Floats:
+        """The same for what the catalogue has, zeros for all else: as an index over the catalogue gives them."""
+        known = (entities != 0) & (self.catalog.rows(entities) >= 0)
+        vectors = np.zeros((len(entities), self.table.dim), np.float32)
+        vectors[known] = self.entity_vectors(entities[known])
+        return vectors
+
     @torch.no_grad()
     def vectors_of(self, batch: Interactions, requests: Requests) -> Floats:
         """Unit vectors float32 [m, dim] of requests as of then."""

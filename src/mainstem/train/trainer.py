@@ -126,7 +126,7 @@ class Trainer:
             train, valid = source.examples(towers, start, cut, lambda done, total: progress("replay", done, total))
         clock = _lap(report, "replay", clock)
         _enough(train, valid, start, cut)
-        ranker = self._train_ranker(source, train, valid, report, progress)
+        ranker = self._train_ranker(source, towers, train, valid, report, progress)
         clock = _lap(report, "ranking", clock)
         rest = np.flatnonzero(positives.time >= start)
         rng = np.random.default_rng(config.seed + 1)
@@ -140,13 +140,15 @@ class Trainer:
         return report
 
     def _train_ranker(
-        self, source: ExampleSource, train: Examples, valid: Examples, report: TrainingReport, progress: Progress
-    ) -> Ranker:
+        self, source: ExampleSource, towers: Towers, train: Examples, valid: Examples, report: TrainingReport,
+        progress: Progress,
+    ) -> Ranker:  # fmt: skip
         ranker = self.new_ranker(len(source.inputs))
         heads = list(self.config.heads.values())
         report.ranking = fit_ranker(
             ranker, train, valid, heads, self.config.train,
             on_step=lambda done, total: progress("ranking", done, total),
+            vectors=None if ranker.interest is None else towers.known_vectors,
         )  # fmt: skip
         report.metrics["ranking_loss"] = report.ranking.validation[report.ranking.best_epoch]
         return ranker
@@ -159,8 +161,9 @@ class Trainer:
         self, retrieval: RetrievalTrainer, ranker: Ranker, source: ExampleSource, metrics: dict[str, float]
     ) -> str:
         """Write a snapshot that serving can load and online training can go on from; its version."""
-        ranking = RankingLearner(ranker, [*self.config.heads.values()], self.config.train)
-        learner = OnlineLearner(self.config, retrieval.towers, ranking, source.catalog)
+        towers = retrieval.towers
+        ranking = RankingLearner(ranker, [*self.config.heads.values()], self.config.train, towers.known_vectors)
+        learner = OnlineLearner(self.config, towers, ranking, source.catalog)
         learner.retrieval = retrieval.learner
         learner.prime(source.events)
         state = state_of(learner, Guard(self.config.train.online))
@@ -170,7 +173,7 @@ class Trainer:
             metrics=metrics,
             extras={
                 "inputs": list(source.inputs),
-                "attributes": list(retrieval.towers.attributes),
+                "attributes": list(towers.attributes),
                 "heads": list(self.config.heads),
                 "state": state.tree,
                 **self.extras,

@@ -6,9 +6,19 @@
 | `BehaviorTransformer` (BST) | the candidate after it has attended to the events, their ages as positions |
 
 Candidates of several requests come in one call; each meets the history of its own request, which is held once.
+`InterestBlock` is either of them as the ranking network has it: [n, dim] brought down to a few columns.
 """
 
 from mainstem.models.interest.behavior_transformer import BehaviorTransformer, BehaviorTransformerConfig
+from mainstem.models.interest.block import InterestBlock, InterestConfig, Meeting
 from mainstem.models.interest.target_attention import TargetAttention, TargetAttentionConfig
 
-__all__ = ["BehaviorTransformer", "BehaviorTransformerConfig", "TargetAttention", "TargetAttentionConfig"]
+__all__ = [
+    "BehaviorTransformer",
+    "BehaviorTransformerConfig",
+    "InterestBlock",
+    "InterestConfig",
+    "Meeting",
+    "TargetAttention",
+    "TargetAttentionConfig",
+]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mainstem.models.jagged import padded
+
 __all__ = ["BehaviorTransformer", "BehaviorTransformerConfig", "gap_buckets"]
 
 
@@ -66,8 +68,8 @@ class BehaviorTransformer(nn.Module):
         count = len(history_offsets) - 1
         candidate_offsets = torch.searchsorted(requests, torch.arange(count + 1, device=requests.device))
         events = history + self.positions(gap_buckets(gaps, self.config.buckets))
-        past, is_event = _padded(events, history_offsets)
-        asked, is_candidate = _padded(candidates + self.positions.weight[0], candidate_offsets)
+        past, is_event = padded(events, history_offsets)
+        asked, is_candidate = padded(candidates + self.positions.weight[0], candidate_offsets)
         for i, block in enumerate(self.blocks):
             asked = block(asked, past, is_event, itself=True)
             if i < len(self.blocks) - 1:  # what the events become after the last block nobody reads
@@ -111,12 +113,3 @@ class Block(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         parts = x.view(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
         return parts.transpose(1, 2)  # [r, heads, m, dim / heads]
-
-
-def _padded(values: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Segments of values [total, d] side by side: [s, longest, d], zeros behind each, and which places are real."""
-    lengths = offsets.diff()
-    longest = int(lengths.max()) if len(lengths) else 0
-    real = torch.arange(longest, device=values.device) < lengths[:, None]
-    out = values.new_zeros(len(lengths), longest, values.shape[-1])
-    return out.masked_scatter(real[..., None], values), real

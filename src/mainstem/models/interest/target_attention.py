@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mainstem.models.interest.pairs import Pairs, pairs_of
-from mainstem.models.jagged import bag
+from mainstem.models.jagged import padded
 
 __all__ = ["TargetAttention", "TargetAttentionConfig"]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetAttentionConfig:
-    """dim: width of events and candidates. hidden: of the activation unit. block: pairs that are laid out at once."""
+    """dim: width of events and candidates. hidden: of the activation unit. block: pairs whose hidden layers are laid
+    out at once (at least one candidate of each request)."""
 
     dim: int
     hidden: int = 36
@@ -32,9 +32,13 @@ class TargetAttention(nn.Module):
     (the inputs of the unit are those of the authors' code). The weights are not normalised: their sum says how strong
     the interest is, which a softmax would hide (section 4.3).
 
-    A pair costs one product of width dim, not four: W [h, c, h - c, h * c] is (W_h + W_d) h + (W_c - W_d) c
-    + W_p (h * c), and the first two are made once an event and once a candidate. Events are read by place; at most
-    `block` pairs are laid out at once, and where there are more, backward lays each block out anew.
+    With h fixed, the unit's hidden layer is linear in c:
+
+        W [h, c, h - c, h * c] + b  =  (W_p diag(h) + W_c - W_d) c  +  (W_h + W_d) h + b
+
+    so the matrices of all events of a request, one above the other, take all its candidates in one product, and of a
+    pair no more is laid out than its hidden layer: at most `block` pairs at once, and where there are more, backward
+    lays each block out anew. Requests stand side by side, padded to the longest history and the most candidates.
     """
 
     def __init__(self, config: TargetAttentionConfig) -> None:
@@ -50,34 +54,30 @@ class TargetAttention(nn.Module):
         candidates [n, dim]; requests int64 [n]: the request each candidate belongs to; history [total, dim];
         history_offsets int64 [r + 1]: the events of request i are history_offsets[i]:history_offsets[i + 1].
         """
-        pairs = pairs_of(requests, history_offsets)
-        return bag(history, pairs.event, pairs.offsets, self.weights(candidates, history, pairs))
+        order = requests.argsort(stable=True)
+        starts = torch.arange(len(history_offsets), device=requests.device)
+        asked, is_candidate = padded(candidates[order], torch.searchsorted(requests[order], starts))
+        past, is_event = padded(history, history_offsets)
+        weights = self._weights(asked, past).masked_fill(~is_event[:, None, :], 0.0)
+        found = (weights @ past)[is_candidate]
+        return found[order.argsort()]
 
-    def weights(self, candidates: Tensor, history: Tensor, pairs: Pairs) -> Tensor:
-        """a of each pair: [p]."""
+    def _weights(self, asked: Tensor, past: Tensor) -> Tensor:
+        """a of each pair; asked [r, m, dim], past [r, l, dim]: [r, m, l]."""
         of_event, of_candidate, of_difference, of_product = torch.split(self.unit.weight, self.config.dim, dim=1)
-        events = functional.linear(history, of_event + of_difference)
-        targets = functional.linear(candidates, of_candidate - of_difference, self.unit.bias)
-        size = self.config.block
-        blocks = list(zip(torch.split(pairs.candidate, size), torch.split(pairs.event, size), strict=True))
-        tensors = (candidates, history, targets, events, of_product)
-        if len(blocks) == 1:
-            return self._block(*tensors, *blocks[0])
-        if not torch.is_grad_enabled():
-            return torch.cat([self._block(*tensors, *block) for block in blocks])
-        return torch.cat([checkpoint(self._block, *tensors, *block, use_reentrant=False) for block in blocks])
+        matrices = of_product * past[:, :, None] + (of_candidate - of_difference)
+        matrices = matrices.flatten(1, 2)  # [r, l * hidden, dim]
+        shift = functional.linear(past, of_event + of_difference, self.unit.bias).flatten(1)  # [r, l * hidden]
+        rows = max(self.config.block // max(past.shape[0] * past.shape[1], 1), 1)
+        blocks = torch.split(asked, rows, dim=1)
+        if len(blocks) == 1 or not torch.is_grad_enabled():
+            return torch.cat([self._block(some, matrices, shift) for some in blocks], dim=1)
+        return torch.cat(
+            [checkpoint(self._block, some, matrices, shift, use_reentrant=False) for some in blocks], dim=1
+        )
 
-    def _block(
-        self,
-        candidates: Tensor,
-        history: Tensor,
-        targets: Tensor,
-        events: Tensor,
-        of_product: Tensor,
-        candidate: Tensor,
-        event: Tensor,
-    ) -> Tensor:
-        products = functional.linear(history[event] * candidates[candidate], of_product)
-        hidden = self.activation(products + events[event] + targets[candidate])
-        out: Tensor = self.out(hidden)
-        return out[:, 0]
+    def _block(self, asked: Tensor, matrices: Tensor, shift: Tensor) -> Tensor:
+        hidden = torch.baddbmm(shift[:, None], asked, matrices.transpose(1, 2))  # [r, m, l * hidden]
+        pairs = matrices.shape[1] // self.config.hidden, self.config.hidden
+        out: Tensor = self.out(self.activation(hidden).unflatten(2, pairs))
+        return out[..., 0]
