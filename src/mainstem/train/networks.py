@@ -99,8 +99,20 @@ def restore(snapshot: Snapshot, config: Config, catalog: Catalog) -> tuple[Tower
 
 
 def new_ranker(config: Config, inputs: int) -> Ranker:
-    heads = tuple(Head(name, head.type) for name, head in config.heads.items())
-    return Ranker(RankerConfig(features=inputs, heads=heads, hidden=tuple(config.model.hidden)))
+    """An untrained ranking network for so many input columns, as configured."""
+    heads = tuple(Head(name, head.type, tuple(head.levels), head.unit) for name, head in config.heads.items())
+    chosen = config.model.ranking
+    return Ranker(
+        RankerConfig(
+            features=inputs,
+            heads=heads,
+            hidden=tuple(config.model.hidden),
+            loss=chosen.loss,
+            sharing=chosen.sharing,
+            experts=chosen.experts,
+            expert_width=chosen.expert_width,
+        )
+    )
 
 
 def _part(snapshot: Snapshot, prefix: str) -> dict[str, torch.Tensor]:

@@ -1,9 +1,9 @@
 """Steps of the ranking network on the stream: slates whose labels became known, and the level of binary heads.
 
-Order and level are learned apart, as offline. The order, by the listwise loss, from each label as it comes: a revision
-takes back the loss of what was known before and adds that of what is known now, so at given weights a slate's gradients
-sum to that of its last labels, whatever the order of arrival. The level, two numbers a head, from slates whose windows
-have passed: only there is a missing label an answer.
+Order and level are learned apart, as offline. The order, and all that other heads predict, from each label as it comes:
+a revision takes back the loss of what was known before and adds that of what is known now, so at given weights a
+slate's gradients sum to that of its last labels, whatever the order of arrival. The level of binary heads, two numbers
+each, from slates whose windows have passed: only there is a missing label an answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from mainstem.models import Ranker
 from mainstem.schema.config import HeadConfig, TrainConfig
 from mainstem.schema.examples import Examples, Revision
-from mainstem.train.ranking import WEIGHT_DECAY, Slates, loss_of
+from mainstem.train.ranking import WEIGHT_DECAY
+from mainstem.train.ranking_loss import Slates, loss_of
 
 __all__ = ["RankingLearner"]
 
@@ -47,11 +48,11 @@ class RankingLearner:
         if not revisions or not self.rate:
             return float("nan")
         whole = Revision.concat(revisions)
-        slates, before = Slates.of(whole.examples), torch.from_numpy(whole.before)
+        slates, before = Slates.of(whole.examples, self.heads), torch.from_numpy(whole.before)
         self.ranker.train()
-        logits = self.ranker(slates.inputs)
-        known = loss_of(logits, slates, slates.labels, self.heads, mean=False)
-        change = known - loss_of(logits, slates, before, self.heads, mean=False)
+        raw = self.ranker(slates.inputs)
+        known = loss_of(self.ranker, raw, slates, slates.labels, self.heads, mean=False)
+        change = known - loss_of(self.ranker, raw, slates, before, self.heads, mean=False)
         full = min(len(revisions) / self.train.ranking_batch, 1.0)
         for group in self.adam.param_groups:
             group["lr"] = self.rate * full
@@ -62,17 +63,17 @@ class RankingLearner:
         if not (finite and bool(known.detach().isfinite())):
             raise FloatingPointError("the ranking loss of a step or its gradient is not finite")
         self.adam.step()
-        return float(loss_of(logits.detach(), slates, slates.labels, self.heads))
+        return float(loss_of(self.ranker, raw.detach(), slates, slates.labels, self.heads).detach())
 
     @torch.no_grad()
     def level(self, closed: Sequence[Examples]) -> None:
         """Follow the level of binary heads: an online Newton step of Platt scaling a slate, with forgetting."""
         self.ranker.eval()
         for examples in closed if self.rate else ():
-            logits = self.ranker(torch.from_numpy(examples.inputs)).double().numpy()
-            for column, head in enumerate(self.heads):
+            parts = self.ranker.split(self.ranker(torch.from_numpy(examples.inputs)).double())
+            for column, (head, part) in enumerate(zip(self.heads, parts, strict=True)):
                 if head.type == "binary":
-                    self._follow(column, logits[:, column], examples.labels[:, column].astype(np.float64))
+                    self._follow(column, part[:, 0].numpy(), examples.labels[:, column].astype(np.float64))
 
     def _follow(self, column: int, logits: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
         slope, shift = self.ranker.slope, self.ranker.shift
