@@ -32,7 +32,7 @@ from mainstem.join.labels import grades
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import HeadConfig
 from mainstem.schema.errors import InvalidRecord, StoreError
-from mainstem.schema.examples import Examples, Revision
+from mainstem.schema.examples import Examples, Revision, answered
 from mainstem.schema.ids import key64
 from mainstem.schema.pools import pack_pool, unpack_pool
 from mainstem.schema.protocols import Floats
@@ -188,7 +188,7 @@ class PoolJoin:
                     graded[name] = moment
                 else:
                     now = labels.get(name, 0.0) + value
-                changed |= labels.get(name) != now and not head.delayed
+                changed |= labels.get(name, head.unanswered) != now and not head.delayed
                 labels[name] = now
         if changed:
             touched.setdefault(held.request_id, held.labels)
@@ -210,8 +210,8 @@ class PoolJoin:
         for held in over:
             self._let_go(held.request_id)
         self.counts.closed += len(over)
-        told = [held for held in over if held.labels] if self._delayed.any() else []
-        return [self._revision(held, held.labels, due=True) for held in told]
+        told = [self._revision(held, held.labels, due=True) for held in over] if self._delayed.any() else []
+        return [each for each in told if answered(each.examples.labels, self.heads).any()]
 
     def _let_go(self, request_id: str) -> None:
         user = self._held.pop(request_id).user
