@@ -63,8 +63,7 @@ def test_every_way_of_sharing_learns_heads_of_all_types_at_once(sharing: str) ->
     found = predicted(ranker, POINTS)
     for column, kind in enumerate(HEADS):
         assert error(kind, found[:, column]) < 0.2, kind
-    untrained = predicted(new_ranker(heads, seed=1, sharing=sharing, expert_width=12), POINTS)
-    assert all(error(kind, untrained[:, column]) > 0.2 for column, kind in enumerate(HEADS))  # canary
+    assert all(error(kind, found[::-1, column]) > 0.5 for column, kind in enumerate(HEADS))  # canary: others' inputs
     np.testing.assert_allclose(numpy_scorer(ranker)(POINTS), found, rtol=1e-4, atol=1e-4)
 
 
@@ -91,7 +90,7 @@ def test_every_loss_learns_the_order_though_negatives_were_drawn_at_two_rates(lo
 
 def test_a_head_without_weight_is_not_learned() -> None:
     heads = [HEADS["binary"], HEADS["weighted_logistic"].model_copy(update={"weight": 0.0})]
-    train, valid = slates(heads), slates(heads, 200, seed=1)
-    found = predicted(fitted(heads, train, valid), POINTS)
-    assert error("binary", found[:, 0]) < 0.15
-    assert np.corrcoef(np.log(found[:, 1]), np.log(expectation("weighted_logistic", POINTS)))[0, 1] < 0.8
+    before = new_ranker(heads).wide.weight.detach()
+    after = fitted(heads, slates(heads, 100), slates(heads, 50, seed=1)).wide.weight.detach()
+    moved = (after - before).abs().amax(dim=1).tolist()
+    assert moved[1] < 1e-4 < 1e-2 < moved[0]  # weight decay alone

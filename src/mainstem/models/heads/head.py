@@ -28,8 +28,14 @@ class Head:
 
 def task_of(head: Head) -> TaskModule:
     """A new module for it: link, loss and prediction. Raises ValueError on levels that do not rise."""
-    if head.kind == "ordinal":
-        return OrdinalHead(head.levels)
-    if head.kind == "weighted_logistic":
-        return WeightedLogisticHead(head.unit)
-    return {"binary": BinaryHead, "value": ValueHead, "lifetime_value": LifetimeValueHead}[head.kind]()
+    match head.kind:
+        case "binary":
+            return BinaryHead()
+        case "value":
+            return ValueHead()
+        case "ordinal":
+            return OrdinalHead(head.levels)
+        case "weighted_logistic":
+            return WeightedLogisticHead(head.unit)
+        case "lifetime_value":
+            return LifetimeValueHead()
