@@ -25,17 +25,15 @@ class HeadConfig(Section):
     event: Name
     """The kind of event that labels it."""
     type: HeadType = "binary"
-    """`binary`: does the event happen; `value`: how large its value typically is where it happens; `ordinal`: which of
-    `levels` its value is; `weighted_logistic`: the value to expect, 0 where nothing happens; `lifetime_value`: the same
-    over a long `window`, learned once that is over (see the-model.md)."""
+    """`binary`: a chance; `value`: what is usual; `ordinal`: a grade; the others: what to expect (see the-model.md)."""
     window: Duration = "1d"
     """How long after the slate an event still counts as its consequence."""
     weight: float = Field(default=1.0, ge=0.0)
     """Weight of this head's loss in training."""
     levels: list[float] = Field(default=_LEVELS, repr=False)
-    """The grades of an `ordinal` head, rising, in the unit of the event's value; a value between two is the nearer."""
+    """The grades of an `ordinal` head, rising; a value between two counts as the nearer."""
     unit: float = Field(default=1.0, gt=0, repr=False)
-    """What counts as 1 in the loss of a `weighted_logistic` head, in the unit of the event's value: a typical one."""
+    """Of a `weighted_logistic` head: a typical value of its events, which counts as 1 in the loss."""
 
     @field_validator("levels")
     @classmethod
