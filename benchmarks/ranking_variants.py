@@ -2,7 +2,8 @@
 
 The Complete Journey without its last 28 days, which nothing is chosen on; of the rest the last 28 days are validation.
 An event's value is what was paid. The towers learn on what lies before the ranking examples, as in `mainstem train`,
-once; then examples are made once, by replay with serving's own candidates, and kept in a file.
+once; then examples are made once, by replay with serving's own candidates, and kept in a file. `--quick` takes a tenth
+of the households, as the demo does.
 
 Training slates hold drawn negatives, as configured. The slates that are scored hold all candidates of their request,
 and are none of those that stop the training early and calibrate it. So this compares networks on the same candidates;
@@ -12,10 +13,12 @@ it says nothing of what retrieval does not find.
     heads     listwise; what further heads do to the purchase head, and how good they are themselves
     sharing   all four heads, by each `model.ranking.sharing`, at equal numbers of parameters
 
+A head that a variant does not have is there without weight, so that all see the same network and the same examples.
+
 NDCG@10 is of purchases (gain 1), NDCG@10 new of those among what the household never had, NDCG@10 paid of purchases
 with what was paid as gain, ordered by the head `paid`. Differences are paired, slate by slate, over seeds.
 
-    python benchmarks/ranking_variants.py [--seeds 3] [--slates 6000] [--cache FILE] [--only losses]
+    python benchmarks/ranking_variants.py [--quick] [--seeds 3] [--slates 3000] [--cache FILE] [--only losses]
 """
 
 from __future__ import annotations
@@ -39,22 +42,21 @@ from numpy.typing import NDArray
 from bench import Bench, say
 from mainstem import datasets, eventlog, weights
 from mainstem.curriculum import Curriculum
-from mainstem.demo.baskets import Baskets
+from mainstem.demo.baskets import LIVE, Baskets
 from mainstem.models import Ranker, numpy_scorer
 from mainstem.models.sharing import parameter_count
 from mainstem.schema.config import Config, HeadConfig, RankingConfig
 from mainstem.schema.examples import Examples
-from mainstem.schema.protocols import Floats, Log
-from mainstem.schema.records import Event, LogRecord
+from mainstem.schema.protocols import Log
+from mainstem.schema.records import Event
 from mainstem.train import Towers, Trainer, fit_ranker, new_ranker
 
 AT = 10
-SCORED = 1_000
+SCORED = 500
 LOADED = 20_000
 PARAMETERS = 30_000
-ONE = {"purchase": HeadConfig(event="purchase", window="1h")}
-FOUR = {
-    **ONE,
+HEADS = {
+    "purchase": HeadConfig(event="purchase", window="1h"),
     "price": HeadConfig(event="purchase", type="value", window="1h"),
     "paid": HeadConfig(event="purchase", type="weighted_logistic", unit=3, window="1h"),
     "worth": HeadConfig(event="purchase", type="lifetime_value", window="14d"),
@@ -66,23 +68,18 @@ Scores = dict[str, NDArray[np.float64]]
 def configure(slates: int) -> Config:
     config = Config.model_validate(dict(datasets.get("completejourney").config))
     train = config.train.model_copy(update={"validation": "28d", "ranking_slates": slates})
-    return config.model_copy(update={"train": train})
+    return config.model_copy(update={"heads": HEADS, "train": train})
 
 
-def log_of(config: Config) -> Log:
+def log_of(config: Config, quick: bool) -> Log:
     """The data set without its last 28 days, what was paid as the value of each event."""
-    baskets = Baskets(datasets.get("completejourney"))
-    cut = baskets.split().cut
+    baskets = Baskets(datasets.get("completejourney"), quick)
     log = eventlog.open("memory://", history="file:///nowhere", config=config.log)
     log.append(list(baskets.entities()))
-    waiting: list[LogRecord] = []
-    for event in baskets.events():
-        if event.time < cut:
-            waiting.append(priced(event))
-        if len(waiting) == LOADED:
-            log.append(waiting)
-            waiting = []
-    log.append(waiting)
+    events = [priced(event) for event in baskets.events()]  # in time order
+    past = [event for event in events if event.time < events[-1].time - LIVE]
+    for start in range(0, len(past), LOADED):
+        log.append(past[start : start + LOADED])
     return log
 
 
@@ -96,7 +93,7 @@ class Captured(Exception):
 
 
 class Source:
-    """A curriculum that makes examples for both sets of heads with the towers it is given, and stops there."""
+    """A curriculum that makes examples with the towers it is given, and stops there."""
 
     def __init__(self, source: Curriculum) -> None:
         self.source, self.sets = source, Sets()
@@ -105,27 +102,20 @@ class Source:
         return getattr(self.source, name)
 
     def examples(self, towers: Towers, start: int, cut: int, progress: Callable[[int, int], None]) -> None:
-        for name, heads in (("one", ONE), ("four", FOUR)):
-            drawn = self._with(heads, {})
-            self.sets[f"{name} train"], valid = drawn.examples(towers, start, cut, progress)
-            # no negative is left out, and there is nothing before `cut`: validation has a quarter of the slates
-            whole = self._with(heads, {"negatives": 1_000_000, "ranking_slates": 4 * SCORED})
-            _, scored = whole.examples(towers, cut, cut, progress)
-            known = set(zip(scored.user.tolist(), scored.time.tolist(), strict=True))
-            others = [pair not in known for pair in zip(valid.user.tolist(), valid.time.tolist(), strict=True)]
-            self.sets[f"{name} valid"] = valid.groups(np.flatnonzero(others))
-            self.sets[f"{name} scored"] = scored
-            say(f"  {name}: " + ", ".join(f"{what} {len(part):,}" for what, part in self.sets.items()))
+        train, valid = self.source.examples(towers, start, cut, progress)
+        # no negative is left out, and there is nothing before `cut`: validation has a quarter of the slates
+        whole, config = copy(self.source), self.source.config
+        more = {"negatives": 1_000_000, "ranking_slates": 4 * SCORED}
+        whole.config = config.model_copy(update={"train": config.train.model_copy(update=more)})
+        _, scored = whole.examples(towers, cut, cut, progress)
+        known = set(zip(scored.user.tolist(), scored.time.tolist(), strict=True))
+        others = [pair not in known for pair in zip(valid.user.tolist(), valid.time.tolist(), strict=True)]
+        self.sets = {"train": train, "valid": valid.groups(np.flatnonzero(others)), "scored": scored}
         raise Captured
 
-    def _with(self, heads: dict[str, HeadConfig], train: dict[str, Any]) -> Curriculum:
-        made, config = copy(self.source), self.source.config
-        made.config = config.model_copy(update={"heads": heads, "train": config.train.model_copy(update=train)})
-        return made
 
-
-def made(config: Config) -> Sets:
-    """Examples for both sets of heads."""
+def made(config: Config, quick: bool) -> Sets:
+    """The examples to train on, to stop and calibrate by, and to score."""
     seen: set[str] = set()
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -133,7 +123,7 @@ def made(config: Config) -> Sets:
             say(f"  {stage}")
         seen.add(stage)
 
-    log = log_of(config)
+    log = log_of(config, quick)
     with TemporaryDirectory() as folder, closing(Curriculum(config, log, progress)) as curriculum:
         source = Source(curriculum)
         try:
@@ -143,10 +133,10 @@ def made(config: Config) -> Sets:
     raise AssertionError("training went on without examples")
 
 
-def cached(path: Path, config: Config) -> Sets:
+def cached(path: Path, config: Config, quick: bool) -> Sets:
     """The examples in the file, or new ones, which are written there."""
     if not path.exists():
-        sets = made(config)
+        sets = made(config, quick)
         np.savez(path, **{f"{s}/{f.name}": getattr(part, f.name) for s, part in sets.items() for f in fields(part)})
     with np.load(path) as kept:
         names = list(dict.fromkeys(key.partition("/")[0] for key in kept))
@@ -156,7 +146,7 @@ def cached(path: Path, config: Config) -> Sets:
 # ---- scores --------------------------------------------------------------------------------------
 
 
-def ndcg(score: Floats, gain: NDArray[np.float64], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
+def ndcg(score: NDArray[np.float64], gain: NDArray[np.float64], offsets: NDArray[np.int64]) -> NDArray[np.float64]:
     """Of each slate: [g], NaN where nothing in it has a gain; ties by place."""
     out = np.full(len(offsets) - 1, np.nan)
     discount = 1 / np.log2(np.arange(AT) + 2)
@@ -211,15 +201,15 @@ class Variants:
         self.results: dict[str, dict[str, Any]] = {}
         self.slates: dict[str, Scores] = {}
 
-    def run(self, name: str, which: str, heads: dict[str, HeadConfig], hidden: list[int], **ranking: Any) -> None:
-        """`which`: of the sets of examples; scores are means over seeds."""
+    def run(self, name: str, heads: dict[str, HeadConfig], hidden: list[int], **ranking: Any) -> None:
+        """Scores are means over seeds."""
         found: list[tuple[Scores, dict[str, float]]] = []
         began, size = time.monotonic(), 0
         for seed in range(self.seeds):
             model = self.config.model.model_copy(update={"hidden": hidden, "ranking": RankingConfig(**ranking)})
             config = self.config.model_copy(update={"heads": heads, "model": model})
             torch.manual_seed(seed)
-            train, valid, held = (self.sets[f"{which} {part}"] for part in ("train", "valid", "scored"))
+            train, valid, held = (self.sets[part] for part in ("train", "valid", "scored"))
             ranker = new_ranker(config, train.inputs.shape[1])
             settings = config.train.model_copy(update={"seed": seed})
             fit_ranker(ranker, train, valid, list(heads.values()), settings)
@@ -258,35 +248,35 @@ def largest(config: Config, inputs: int, make: Callable[[int], dict[str, Any]]) 
         asked = make(width)
         ranking = RankingConfig(**{name: value for name, value in asked.items() if name != "hidden"})
         model = config.model.model_copy(update={"hidden": asked["hidden"], "ranking": ranking})
-        return parameter_count(new_ranker(config.model_copy(update={"heads": FOUR, "model": model}), inputs))
+        return parameter_count(new_ranker(config.model_copy(update={"model": model}), inputs))
 
     return make(max(width for width in range(2, 513, 2) if size(width) <= PARAMETERS))
 
 
 def weighted(*names: str) -> dict[str, HeadConfig]:
-    """All four heads, those that are not named without weight: the same network and the same examples."""
-    return {n: head.model_copy(update={"weight": float(n in names)}) for n, head in FOUR.items()}
+    """All four heads, those that are not named without weight."""
+    return {n: head.model_copy(update={"weight": float(n in names)}) for n, head in HEADS.items()}
 
 
 def losses(variants: Variants) -> None:
     hidden = list(variants.config.model.hidden)
     for loss in ("listwise", "pairwise", "pointwise"):
-        variants.run(f"loss {loss}", "one", ONE, hidden, loss=loss)
+        variants.run(f"loss {loss}", weighted("purchase"), hidden, loss=loss)
         if loss != "listwise":
             variants.against(f"loss {loss}", "loss listwise")
 
 
 def heads(variants: Variants) -> None:
     hidden, alone = list(variants.config.model.hidden), "heads purchase"
-    variants.run(alone, "four", weighted("purchase"), hidden)
+    variants.run(alone, weighted("purchase"), hidden)
     for more in (("price",), ("paid",), ("worth",), ("price", "paid", "worth")):
         name = " + ".join(("heads purchase", *more))
-        variants.run(name, "four", weighted("purchase", *more), hidden)
+        variants.run(name, weighted("purchase", *more), hidden)
         variants.against(name, alone)
 
 
 def sharing(variants: Variants) -> None:
-    config, inputs = variants.config, variants.sets["four train"].inputs.shape[1]
+    config, inputs = variants.config, variants.sets["train"].inputs.shape[1]
     hidden = list(config.model.hidden)
     makers: dict[str, Callable[[int], dict[str, Any]]] = {
         "none": lambda width: {"hidden": [2 * width, width]},
@@ -296,7 +286,7 @@ def sharing(variants: Variants) -> None:
     }
     for kind, make in makers.items():
         asked = largest(config, inputs, make)
-        variants.run(f"sharing {kind}", "four", FOUR, **asked)
+        variants.run(f"sharing {kind}", HEADS, **asked)
         variants.results[f"sharing {kind}"]["shape"] = asked
         if kind != "none":
             variants.against(f"sharing {kind}", "sharing none")
@@ -307,22 +297,23 @@ STAGES = {"losses": losses, "heads": heads, "sharing": sharing}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--slates", type=int, default=6_000)
+    parser.add_argument("--slates", type=int, default=3_000)
     parser.add_argument("--cache", type=Path, default=None)
     parser.add_argument("--only", choices=list(STAGES))
     given = parser.parse_args()
     config = configure(given.slates)
-    cache = given.cache or Path(gettempdir()) / f"mainstem-ranking-variants-{given.slates}.npz"
+    cache = given.cache or Path(gettempdir()) / f"mainstem-ranking-variants-{given.slates}{'-quick' * given.quick}.npz"
     with Bench("ranking_variants", metric="NDCG@10 of purchases on validation slates, listwise", goal=None) as bench:
-        variants = Variants(config, cached(cache, config), given.seeds)
+        variants = Variants(config, cached(cache, config, given.quick), given.seeds)
         for name, stage in STAGES.items():
             if given.only in (None, name):
                 stage(variants)
-        finish(bench, variants, given.only is None)
+        finish(bench, variants, given.only is None, "a tenth" if given.quick else "all")
 
 
-def finish(bench: Bench, variants: Variants, whole: bool) -> None:
+def finish(bench: Bench, variants: Variants, whole: bool, households: str) -> None:
     results = variants.results
     for name, metric, value in figures(results):
         bench.part(f"{name}, {metric}", metric=metric, ours=value)
@@ -330,7 +321,14 @@ def finish(bench: Bench, variants: Variants, whole: bool) -> None:
     first = next(iter(results.values()))["scores"]["NDCG@10"]
     peer = results.get("loss pointwise", {}).get("scores", {}).get("NDCG@10")
     bench.report(
-        ours=first, peer=peer, peer_name="pointwise", keep=whole, variants=results, examples=rows, seeds=variants.seeds
+        ours=first,
+        peer=peer,
+        peer_name="pointwise",
+        keep=whole,
+        households=households,
+        examples=rows,
+        seeds=variants.seeds,
+        variants=results,
     )
 
 

@@ -56,6 +56,6 @@ def labels_of(head: HeadConfig, window: EventBatch, keys: Keys) -> NDArray[np.fl
         label = grades(head, answers.value[newest][first])
     else:
         wanted, place = np.unique(answers.entity, return_inverse=True)
-        label = np.bincount(place, answers.value, len(wanted))
+        label = np.bincount(place, answers.value, len(wanted)).astype(np.float64)
     at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
     return np.where(wanted[at] == keys, label[at], unanswered).astype(np.float32)

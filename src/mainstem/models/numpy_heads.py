@@ -56,7 +56,8 @@ def numpy_head(task: TaskModule, slope: float, shift: float) -> Predict:
 def _value(smearing: float) -> Predict:
     def predict(raw: Floats) -> Floats:
         grown = np.exp(np.clip(raw[:, 0], 0.0, VALUE_CAP)) * np.float32(smearing)
-        return np.maximum(grown - np.float32(1.0), np.float32(0.0))
+        out: Floats = np.maximum(grown - np.float32(1.0), np.float32(0.0))
+        return out
 
     return predict
 

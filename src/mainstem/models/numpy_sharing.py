@@ -97,7 +97,7 @@ def _mixed(logits: Floats, experts: Floats) -> Floats:
     """logits [n, e], experts [e, n, d] -> sum of experts by softmax of logits [n, d]."""
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
-    out = experts[0] * shares[:, :1]
+    out: Floats = experts[0] * shares[:, :1]
     for i in range(1, len(experts)):  # a few large products beat one of many small ones
         out += experts[i] * shares[:, i : i + 1]
     return out

@@ -143,7 +143,7 @@ class Ranker(nn.Module):
 
     def split(self, raw: Tensor) -> tuple[Tensor, ...]:
         """raw [n, outputs], from `forward` -> one [n, size] a head."""
-        return raw.split(self.sizes, dim=-1)
+        return torch.split(raw, self.sizes, dim=-1)
 
     def predict(self, raw: Tensor) -> Tensor:
         """raw [n, outputs] -> [n, heads], each in its own unit: chances of binary heads, expected values of others."""
