@@ -164,8 +164,9 @@ def slates_of(values: NDArray[np.float64], offsets: NDArray[np.int64]) -> NDArra
     return np.add.reduceat(values, offsets[:-1]) / np.diff(offsets)
 
 
-def scored(ranker: Ranker, examples: Examples, names: list[str]) -> tuple[Scores, dict[str, float]]:
+def scored(ranker: Ranker, examples: Examples, heads: dict[str, HeadConfig]) -> tuple[Scores, dict[str, float]]:
     """By slate: what is better when higher (NDCG) or lower (logloss); and sums of predictions against what came."""
+    names, learned = list(heads), [name for name, head in heads.items() if head.weight]
     scorer = numpy_scorer(ranker)
     rows = np.array_split(np.arange(len(examples.keys)), max(len(examples.keys) // 8_192, 1))
     found = np.concatenate([scorer(examples.inputs[some]) for some in rows]).astype(np.float64)
@@ -178,11 +179,11 @@ def scored(ranker: Ranker, examples: Examples, names: list[str]) -> tuple[Scores
         "logloss": slates_of(loss, offsets),
     }
     ratios = {}
-    if "paid" in names:
+    if "paid" in learned:
         paid = examples.labels[:, names.index("paid")].astype(np.float64)
         out["NDCG@10 paid"] = ndcg(found[:, names.index("paid")], paid, offsets)
         out["NDCG@10 paid, by purchase"] = ndcg(found[:, 0], paid, offsets)
-    for name in names:
+    for name in learned:
         column = names.index(name)
         known = np.isfinite(examples.labels[:, column])
         if known.any():
@@ -214,7 +215,7 @@ class Variants:
             settings = config.train.model_copy(update={"seed": seed})
             fit_ranker(ranker, train, valid, list(heads.values()), settings)
             size = parameter_count(ranker)
-            found.append(scored(ranker.eval(), held, list(heads)))
+            found.append(scored(ranker.eval(), held, heads))
         each = {metric: np.stack([scores[metric] for scores, _ in found]) for metric in found[0][0]}
         self.slates[name] = {metric: values.mean(axis=0) for metric, values in each.items()}
         self.results[name] = {
@@ -267,9 +268,10 @@ def losses(variants: Variants) -> None:
 
 
 def heads(variants: Variants) -> None:
-    hidden, alone = list(variants.config.model.hidden), "heads purchase"
-    variants.run(alone, weighted("purchase"), hidden)
-    for more in (("price",), ("paid",), ("worth",), ("price", "paid", "worth")):
+    hidden, alone = list(variants.config.model.hidden), "loss listwise"
+    if alone not in variants.results:
+        variants.run(alone, weighted("purchase"), hidden)
+    for more in (("paid",), ("worth",), ("price", "paid", "worth")):
         name = " + ".join(("heads purchase", *more))
         variants.run(name, weighted("purchase", *more), hidden)
         variants.against(name, alone)
