@@ -182,6 +182,19 @@ def test_binary_heads_that_learn_an_order_have_no_level_to_start_at() -> None:
     assert torch.equal(model.wide.bias.detach(), before)
 
 
+def test_order_is_that_of_predictions_and_tells_apart_what_comes_out_equal() -> None:
+    model, inputs = _random_ranker(RankerConfig(9, ALL_HEADS))
+    with torch.no_grad():
+        raw = model(inputs["x"])
+        order, predicted = model.order(raw), model.predict(raw)
+        for column in range(len(ALL_HEADS)):
+            ranked = predicted[order[:, column].argsort(), column]
+            assert (ranked.diff() >= -1e-5 * ranked[1:].abs()).all()
+        far = 100 + torch.arange(3.0)[:, None].expand(3, sum(model.sizes))
+        assert (model.order(far).diff(dim=0) > 0).all()
+        assert (model.predict(far).diff(dim=0) == 0).any()  # canary: chances of 1
+
+
 def test_sharing_needs_something_to_share() -> None:
     with pytest.raises(ValueError, match="below it"):
         Ranker(RankerConfig(2, hidden=(), cross_layers=0, sharing="mmoe"))

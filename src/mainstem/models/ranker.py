@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mainstem.models.heads import BinaryHead, Head, TaskModule, task_of
+from mainstem.models.heads import BinaryHead, Head, LifetimeValueHead, TaskModule, task_of
 from mainstem.models.sharing import sharing_of
 from mainstem.schema.ranking_config import OrderLoss, SharingKind
 
@@ -151,6 +151,12 @@ class Ranker(nn.Module):
         for i, (task, part) in enumerate(zip(self.task_list(), self.split(raw), strict=True)):
             binary = isinstance(task, BinaryHead)
             columns.append(task.predict(part * self.slope[i] + self.shift[i] if binary else part))
+        return torch.stack(columns, dim=-1)
+
+    def order(self, raw: Tensor) -> Tensor:
+        """raw [n, outputs] -> [n, heads]: in the order of `predict`, and apart also where chances come out equal."""
+        parts = zip(self.task_list(), self.split(raw), strict=True)
+        columns = [t.log_expectation(part) if isinstance(t, LifetimeValueHead) else part[:, 0] for t, part in parts]
         return torch.stack(columns, dim=-1)
 
     def scores(self, x: Tensor, dot: Tensor | None = None, embeddings: Tensor | None = None) -> Tensor:

@@ -55,5 +55,5 @@ class Canaries:
         k = min(TOP, *(len(inputs) // 2 for inputs in self._pools))
         ranker = learner.ranking.ranker
         ranker.eval()
-        scores = [ranker.scores(torch.from_numpy(inputs)).numpy() for inputs in self._pools]
+        scores = [ranker.order(ranker(torch.from_numpy(inputs))).numpy() for inputs in self._pools]
         return np.concatenate([np.argsort(-each, axis=0, kind="stable")[:k].T for each in scores]).astype(np.uint64)

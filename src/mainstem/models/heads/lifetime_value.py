@@ -53,6 +53,10 @@ class LifetimeValueHead(nn.Module):
         log_size = raw[:, 1] + 0.5 * self._sigma(raw).square()
         return raw[:, 0].sigmoid() * log_size.clamp(max=VALUE_CAP).exp()
 
+    def log_expectation(self, raw: Tensor) -> Tensor:
+        """raw [n, 3] -> the logarithm of what `predict` gives, not cut: [n]."""
+        return functional.logsigmoid(raw[:, 0]) + raw[:, 1] + 0.5 * self._sigma(raw).square()
+
     def start(self, labels: Tensor, weights: Tensor) -> Tensor:
         """Log-odds of the share that pays, and mean and deviation of the logarithm of what is paid: [3]."""
         labels, weights = known(labels, labels, weights)
