@@ -262,7 +262,7 @@ def evaluate(
     if json_:
         print(evaluation.json())
     else:
-        Console().print(evaluation.table())
+        Console().print(evaluation.table(), *(head.table() for head in evaluation.calibration))
     if evaluation.failures:
         raise MainstemError("below the gate: " + "; ".join(evaluation.failures))
 

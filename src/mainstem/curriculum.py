@@ -93,7 +93,7 @@ class Curriculum:
         past = copy(self)
         past.events = self.events.take(self.events.time < cut)
         # A slate's labels come from the time after it: those that may reach over the cut are left out.
-        window = max(parse_duration(head.window) for head in self.config.heads.values())
+        window = max(parse_duration(head.window) for head in self.config.heads.values() if not head.delayed)
         past.recorded = [examples for examples in self.recorded if examples.time[0] < cut - window]
         return past
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from mainstem import features
 from mainstem import weights as snapshots
+from mainstem.calibration_evaluation import CalibrationEvaluation
 from mainstem.canvas_evaluation import CanvasEvaluation
 from mainstem.curriculum import Curriculum
 from mainstem.evaluate import Basket, Evaluation, Replay, Results, default_baselines
@@ -79,6 +80,7 @@ def evaluate_log(
         canvas = next(iter(config.canvases))
         client = _HeldOut(source.pipeline(store, model), folding.fold_until, canvas, k)
         canvases = CanvasEvaluation(source, model, store, asked, k)
+        calibration = CalibrationEvaluation(source, model, folding, asked)
         replay = Replay(client, default_baselines(), k=k)
         replay.teach(_held_out(source, int(source.events.time[0]), cut)[0])
         numbers = set(np.linspace(0, len(baskets) - 1, min(most, len(baskets))).round().astype(int).tolist())
@@ -86,13 +88,15 @@ def evaluate_log(
             if number in numbers:
                 replay.step(basket)
                 canvases.ask(visit)
+                calibration.ask(visit)
             else:
                 replay.teach([basket])
             progress("evaluation", number + 1, len(baskets))
         store.close()
     finally:
         source.close()
-    return _summary(replay.results, canvases, days, cut, trained.metrics), replay.results
+    summary = _summary(replay.results, canvases, days, cut, trained.metrics)
+    return replace(summary, calibration=tuple(calibration.found())), replay.results
 
 
 def _held_out(source: Curriculum, since: int, until: int | None = None) -> tuple[list[Basket], list[Visit], EventBatch]:

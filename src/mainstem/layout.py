@@ -36,6 +36,7 @@ SURFACE = (
     "datasets",
     "loop",
     "canvas_evaluation",
+    "calibration_evaluation",
     "evaluation",
     "demo",
     "cli_weights",

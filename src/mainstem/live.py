@@ -129,6 +129,10 @@ def fingerprint(config: Config, store: FeatureStore) -> str:
     model = config.model
     sizes = model.dim, model.hidden, model.temperature, model.history, model.ranking, model.words, list(config.canvases)
     definition = f"{store.fingerprint} {config.heads!r} {sizes!r} {entities!r}"
+    chosen = [model.ranking.model_dump(exclude_defaults=True)]
+    chosen += [head.model_dump(include={"levels", "unit"}, exclude_defaults=True) for head in config.heads.values()]
+    if any(chosen):  # left out at the defaults: snapshots from before there was a choice stay good
+        definition += f" {chosen!r}"
     return digest128(definition).hex()
 
 

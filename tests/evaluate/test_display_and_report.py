@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from mainstem.evaluate import Evaluation, ReplayDisplay, Results, final_table, write_report
-from mainstem.evaluate.charts import Bar, Line, bar_chart, histogram, line_chart, nice_ticks
+from mainstem.evaluate.charts import Bar, Line, bar_chart, histogram, line_chart, nice_ticks, reliability_chart
 from mainstem.evaluate.display import status_line
 from mainstem.schema.time import DAY
 
@@ -168,6 +168,9 @@ def test_charts_are_well_formed_and_escape_their_labels() -> None:
         histogram([], "t"),
         line_chart([], "t", []),
         bar_chart([], "t"),
+        reliability_chart([(0.01, 0.02, 0.1), (0.5, 0.0, 0.0)], "<t>"),
+        reliability_chart([(1.0, 1.0, 0.0)], "t"),
+        reliability_chart([], "t"),
     ]
     for chart in charts:
         ET.fromstring(chart)

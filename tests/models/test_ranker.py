@@ -1,11 +1,18 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from mainstem.models import Head, Ranker, RankerConfig, numpy_scorer
 from mainstem.models.losses import binary, value
+from mainstem.schema.head_config import HeadType
 
 TWO_HEADS = (Head("click"), Head("watch", "value"))
+ALL_HEADS = (
+    *TWO_HEADS, Head("stars", "ordinal", levels=(1.0, 2.0, 5.0)), Head("seconds", "weighted_logistic", unit=30.0),
+    Head("worth", "lifetime_value"),
+)  # fmt: skip
 
 
 def _checkerboard(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,6 +67,9 @@ def test_a_linear_model_cannot_learn_it() -> None:
 def _random_ranker(config: RankerConfig) -> tuple[Ranker, dict[str, torch.Tensor]]:
     torch.manual_seed(3)
     model = Ranker(config).eval()
+    with torch.no_grad():
+        model.slope.uniform_(0.5, 2.0)
+        model.shift.uniform_(-1.0, 1.0)
     n = 97
     inputs = {"x": torch.randn(n, config.features) * 10 ** torch.linspace(-3, 3, config.features) + 2}
     if config.dot:
@@ -79,7 +89,13 @@ def _random_ranker(config: RankerConfig) -> tuple[Ranker, dict[str, torch.Tensor
         RankerConfig(4, hidden=(), cross_layers=3),
         RankerConfig(4, hidden=(7,), cross_layers=0),
         RankerConfig(4, hidden=(), cross_layers=0),
+        RankerConfig(9, ALL_HEADS),
+        RankerConfig(9, ALL_HEADS, sharing="shared_bottom", expert_width=5),
+        RankerConfig(9, ALL_HEADS, sharing="mmoe", experts=3, expert_width=5),
+        RankerConfig(9, ALL_HEADS, sharing="ple", experts=2, expert_width=5),
+        RankerConfig(9, (Head("click"),), sharing="ple", experts=1, expert_width=5, cross_layers=0),
     ],
+    ids=lambda config: f"{len(config.heads)} heads, {config.sharing}, {config.width} wide",
 )
 def test_numpy_and_torch_give_the_same_scores(config: RankerConfig) -> None:
     model, inputs = _random_ranker(config)
@@ -128,7 +144,7 @@ def test_normaliser_travels_with_the_weights_and_survives_constant_columns() -> 
 
 
 def test_scores_stay_finite_and_in_range_at_the_extremes() -> None:
-    model = Ranker(RankerConfig(2, TWO_HEADS, hidden=(), cross_layers=0))
+    model = Ranker(RankerConfig(2, ALL_HEADS, hidden=(), cross_layers=0))
     with torch.no_grad():
         model.wide.weight.fill_(1e4)
     x = torch.tensor([[1e9, 1e9], [-1e9, -1e9]])
@@ -137,6 +153,51 @@ def test_scores_stay_finite_and_in_range_at_the_extremes() -> None:
         assert (scores[:, 0] >= 0).all()
         assert (scores[:, 0] <= 1).all()
         assert scores[1, 1] == 0.0
+        assert scores[:, 2].tolist() == [5.0, 1.0]
+        assert (scores[:, 1:] >= 0).all()
+
+
+@pytest.mark.parametrize("kind", [head.kind for head in ALL_HEADS])
+def test_training_starts_at_the_level_of_the_labels(kind: HeadType) -> None:
+    """Without any input, what a head predicts is the mean of its labels."""
+    torch.manual_seed(0)
+    labels = torch.tensor([0.0, 0.0, 1.0, 1.0]) if kind == "binary" else torch.tensor([1.0, 1.0, 2.0, 5.0])
+    model = Ranker(RankerConfig(2, (Head("a", kind, levels=(1.0, 2.0, 5.0)),), hidden=(), loss="pointwise"))
+    with torch.no_grad():
+        model.wide.weight.zero_()
+        model.heads.weight.zero_()
+    known = torch.cat((labels.repeat(500), torch.full((100,), torch.nan)))[:, None]
+    model.start(known, torch.ones(len(known)))
+    got = float(model.scores(torch.zeros(1, 2)).detach())
+    typical = math.expm1(labels.log1p().mean()) if kind == "value" else float(labels.mean())
+    assert got == pytest.approx(typical, rel=0.05)
+    model.start(torch.full((3, 1), torch.nan), torch.ones(3))  # nothing known
+    assert model.scores(torch.zeros(1, 2)).isfinite().all()
+
+
+def test_binary_heads_that_learn_an_order_have_no_level_to_start_at() -> None:
+    model = Ranker(RankerConfig(2))
+    before = model.wide.bias.detach().clone()
+    model.start(torch.ones(5, 1), torch.ones(5))
+    assert torch.equal(model.wide.bias.detach(), before)
+
+
+def test_order_is_that_of_predictions_and_tells_apart_what_comes_out_equal() -> None:
+    model, inputs = _random_ranker(RankerConfig(9, ALL_HEADS))
+    with torch.no_grad():
+        raw = model(inputs["x"])
+        order, predicted = model.order(raw), model.predict(raw)
+        for column in range(len(ALL_HEADS)):
+            ranked = predicted[order[:, column].argsort(), column]
+            assert (ranked.diff() >= -1e-5 * ranked[1:].abs()).all()
+        far = 100 + torch.arange(3.0)[:, None].expand(3, sum(model.sizes))
+        assert (model.order(far).diff(dim=0) > 0).all()
+        assert (model.predict(far).diff(dim=0) == 0).any()  # canary: chances of 1
+
+
+def test_sharing_needs_something_to_share() -> None:
+    with pytest.raises(ValueError, match="below it"):
+        Ranker(RankerConfig(2, hidden=(), cross_layers=0, sharing="mmoe"))
 
 
 def test_the_ranker_can_be_exported() -> None:

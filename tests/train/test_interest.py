@@ -39,7 +39,7 @@ def test_online_it_learns_the_same_from_revisions(interest: str) -> None:
         examples = [group(8 * step + i) for i in range(8)]
         learner.step([Revision(each, np.zeros_like(each.labels)) for each in examples])
         learner.level(examples)
-    right = share_right(learner.logits(LATER), LATER)
+    right = share_right(learner.order(LATER), LATER)
     assert right < 0.5 if interest == "none" else right > 0.9
 
 
@@ -50,9 +50,9 @@ def test_vectors_are_those_of_the_moment_and_stay_as_they_are() -> None:
     torch.nn.init.normal_(ranker.interest.out.weight)
     moved = 1.0
     learner = RankingLearner(ranker, [BUY], TrainConfig(), lambda keys: moved * vectors(keys))
-    before = learner.logits(LATER)
+    before = learner.order(LATER)
     moved = 0.5
-    assert not np.allclose(learner.logits(LATER), before)
+    assert not np.allclose(learner.order(LATER), before)
     slates = Slates.of(LATER, vectors)
     assert slates.meetings is not None
     logits_of(ranker, slates).sum().backward()

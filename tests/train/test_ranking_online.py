@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +13,22 @@ from mainstem.models import Head, Ranker, RankerConfig
 from mainstem.schema.config import HeadConfig, OnlineConfig, TrainConfig
 from mainstem.schema.examples import Examples, Revision
 from mainstem.train import RankingLearner
-from mainstem.train.ranking import Slates, loss_of
+from mainstem.train.ranking_loss import Slates, loss_of
 from mainstem.weights.checkpoints import flatten, unflatten
 
 BUY, STARS = HeadConfig(event="purchase"), HeadConfig(event="rating", type="value", weight=0.3)
+ALL = [
+    BUY, STARS, HeadConfig(event="rating", type="ordinal"), HeadConfig(event="watch", type="weighted_logistic"),
+    HeadConfig(event="purchase", type="lifetime_value", window="2d"),
+]  # fmt: skip
+LOSSES = ("listwise", "pairwise", "pointwise")
 WIDTH, ROWS = 4, 12
 
 
-def ranker(*heads: HeadConfig, seed: int = 0) -> Ranker:
+def ranker(*heads: HeadConfig, seed: int = 0, **options: Any) -> Ranker:
     torch.manual_seed(seed)
     kinds = tuple(Head(f"h{i}", head.type) for i, head in enumerate(heads))
-    return Ranker(RankerConfig(features=WIDTH, heads=kinds, hidden=(8,)))
+    return Ranker(RankerConfig(features=WIDTH, heads=kinds, hidden=(8,), **options))
 
 
 def learner(*heads: HeadConfig, rate: float = 1e-2, batch: int = 8) -> RankingLearner:
@@ -49,10 +55,10 @@ def nothing(heads: int) -> np.ndarray:
 
 def gradients(model: Ranker, revisions: list[Revision], heads: list[HeadConfig]) -> list[torch.Tensor]:
     whole = Revision.concat(revisions)
-    slates = Slates.of(whole.examples)
-    logits = model(slates.inputs)
-    loss = loss_of(logits, slates, slates.labels, heads, mean=False)
-    (loss - loss_of(logits, slates, torch.from_numpy(whole.before), heads, mean=False)).backward()
+    slates = Slates.of(whole.examples, heads)
+    raw = model(slates.inputs)
+    loss = loss_of(model, raw, slates, slates.labels, heads, mean=False)
+    (loss - loss_of(model, raw, slates, torch.from_numpy(whole.before), heads, mean=False)).backward()
     return [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
 
 
@@ -77,6 +83,28 @@ def test_revisions_in_any_order_add_up_to_the_last_labels(order: tuple[int, ...]
     assert any(
         not torch.allclose(a, b, atol=1e-3) for a, b in zip(kept, at_once, strict=True)
     )  # canary: no taking back
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("sharing", ["none", "ple"])
+def test_every_head_and_loss_takes_back_what_it_took_too_early(loss: str, sharing: str) -> None:
+    rng = np.random.default_rng(0)
+    unanswered = np.tile([head.unanswered for head in ALL], (ROWS, 1)).astype(np.float32)
+    unanswered[:, 4] = np.nan  # not known before the end
+    labels, parts = unanswered.copy(), []
+    for row, head, value in [(2, 0, 1.0), (3, 3, 8.0), (4, 2, 5.0), (3, 3, 30.0), (4, 2, 1.0), (5, 1, 3.0)]:
+        now = labels.copy()
+        now[row, head] = value
+        parts.append(Revision(slate(now), labels))
+        labels = now
+    due = labels.copy()
+    due[:, 4] = np.where(rng.random(ROWS) < 0.5, 7.0, 0.0)
+    parts.append(Revision(slate(due), labels))
+    new = lambda: ranker(*ALL, loss=loss, sharing=sharing, expert_width=4)  # noqa: E731
+    total = [sum(grads) for grads in zip(*(gradients(new(), [part], ALL) for part in parts), strict=True)]
+    at_once = gradients(new(), [Revision(slate(due), unanswered)], ALL)
+    for a, b in zip(total, at_once, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_a_sum_over_slates_is_that_of_each() -> None:

@@ -10,6 +10,7 @@ from mainstem.models import Head, Ranker, RankerConfig
 from mainstem.schema.config import HeadConfig, TrainConfig
 from mainstem.schema.examples import Examples
 from mainstem.train import fit_ranker, ranking
+from mainstem.train.ranking_loss import Slates
 from mainstem.train.threads import torch_threads
 
 BUY = HeadConfig(event="purchase")
@@ -193,11 +194,11 @@ def test_groups_and_concat_are_inverse() -> None:
     halves = Examples.concat([examples.groups(np.arange(3)), examples.groups(np.arange(3, 7))])
     for name in Examples.__slots__:
         np.testing.assert_array_equal(getattr(halves, name), getattr(examples, name))
-    tensors = ranking.Slates.of(examples)
+    tensors = Slates.of(examples, [BUY])
     order = np.array([4, 0, 4])
-    want, got = ranking.Slates.of(examples.groups(order)), tensors.groups(torch.from_numpy(order))
+    want, got = Slates.of(examples.groups(order), [BUY]), tensors.groups(torch.from_numpy(order))
     assert want.meetings is None is got.meetings
-    for name in [name for name in ranking.Slates.__slots__ if name != "meetings"]:
+    for name in [name for name in Slates.__slots__ if name != "meetings"]:
         assert torch.equal(getattr(want, name), getattr(got, name)), name
     assert examples.segment().tolist() == np.repeat(np.arange(7), np.diff(examples.offsets)).tolist()
 

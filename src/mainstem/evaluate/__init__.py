@@ -8,12 +8,14 @@ replay.py       the past as live traffic: ask, score, checkpoint, post, learn
 results.py      running sums and what is derived from them; the JSON summary
 display.py      the live display and the final table
 report.py       the HTML report, with charts.py
+calibration.py  what heads predict against what is observed, as table, JSON and plot
 table.py        results of `mainstem evaluate` as table, JSON and plot
 """
 
 from __future__ import annotations
 
 from mainstem.evaluate.baselines import Baseline, PopularLately, RecencyCounts, UserCounts
+from mainstem.evaluate.calibration import Calibration, calibration_of
 from mainstem.evaluate.display import ReplayDisplay, final_table
 from mainstem.evaluate.latency import Latency
 from mainstem.evaluate.neighbours import ItemNeighbours
@@ -25,6 +27,7 @@ from mainstem.evaluate.table import Evaluation
 __all__ = [
     "Baseline",
     "Basket",
+    "Calibration",
     "Evaluation",
     "ItemNeighbours",
     "Latency",
@@ -35,6 +38,7 @@ __all__ = [
     "ReplayDisplay",
     "Results",
     "UserCounts",
+    "calibration_of",
     "default_baselines",
     "final_table",
     "load_state",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Bar", "Line", "bar_chart", "histogram", "legend", "line_chart", "nice_ticks"]
+__all__ = ["Bar", "Line", "bar_chart", "histogram", "legend", "line_chart", "nice_ticks", "reliability_chart"]
 
 WIDTH = 640
 
@@ -165,3 +165,42 @@ def histogram(
         )
         parts.append(_text(x + (-5 if leftwards else 5), y, text, "end" if leftwards else "start", "ink"))
     return _svg(top + height + 30, parts, title)
+
+
+def reliability_chart(points: Sequence[tuple[float, float, float]], title: str) -> str:
+    """Points of (predicted, observed, standard error of observed) on two logarithmic axes, with bars of two standard
+    errors and the line on which both are equal. What is 0 stands on the axis."""
+    positive = [value for predicted, observed, _ in points for value in (predicted, observed) if value > 0]
+    if not positive:
+        return _svg(40, [_text(0, 24, "nothing measured")], title)
+    left, top, height, right = 72.0, 10.0, 300.0, 12.0
+    width = WIDTH - left - right
+    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    high += high == low
+
+    def share(value: float) -> float:
+        return (min(max(math.log10(value), low), high) - low) / (high - low) if value > 0 else 0.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + width * share(x), top + height * (1 - share(y))
+
+    parts = []
+    for power in range(low, high + 1):
+        x, y = place(10.0**power, 10.0**power)
+        parts += [
+            f'<line x1="{left}" x2="{left + width:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>',
+            _text(left - 8, y + 5, _short(10.0**power), "end", "soft number"),
+            _text(x, top + height + 22, _short(10.0**power), "middle" if power < high else "end", "soft number"),
+        ]
+    parts.append(
+        f'<line x1="{left}" x2="{left + width:.1f}" y1="{top + height:.1f}" y2="{top:.1f}" stroke="var(--ink)" '
+        'stroke-dasharray="3 3"/>'
+    )
+    for predicted, observed, error in points:
+        (x, y), (_, above), (_, below) = (place(predicted, observed + by) for by in (0.0, 2 * error, -2 * error))
+        parts += [
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{above:.1f}" y2="{below:.1f}" stroke="var(--s0)"/>',
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var(--s0)">'
+            f"<title>{_short(predicted)} predicted, {_short(observed)} observed</title></circle>",
+        ]
+    return _svg(top + height + 32, parts, title)

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from mainstem.evaluate.calibration import Calibration
 from mainstem.evaluate.charts import Bar, bar_chart
 from mainstem.evaluate.report import machine, page
 
@@ -24,12 +25,13 @@ _LOWER_IS_BETTER = ("logloss", "loss", "rmse", "mae")
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """`rows[system][metric]`, the system under evaluation first; `facts` say on what and how; `failures`: gates that it
-    did not pass."""
+    did not pass; `calibration`: of its heads."""
 
     protocol: str
     rows: Mapping[str, Mapping[str, float | None]]
     facts: Mapping[str, Any] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
+    calibration: tuple[Calibration, ...] = ()
 
     def metrics(self) -> list[str]:
         """Every metric that some row has, in order of first appearance."""
@@ -68,7 +70,10 @@ class Evaluation:
             name: {metric: None if value is None or value != value else value for metric, value in row.items()}
             for name, row in self.rows.items()
         }
-        found = {"protocol": self.protocol, "rows": rows, "facts": dict(self.facts), "failures": list(self.failures)}
+        found = {
+            "protocol": self.protocol, "rows": rows, "facts": dict(self.facts), "failures": list(self.failures),
+            "calibration": [head.as_dict() for head in self.calibration],
+        }  # fmt: skip
         return json.dumps(found, allow_nan=False)
 
     def html(self, title: str = "Evaluation") -> str:
@@ -81,6 +86,7 @@ class Evaluation:
                 if (value := row.get(metric)) is not None and value == value
             ]
             sections.append(f"<section><h2>{escape(metric)}</h2>{bar_chart(bars, metric)}</section>")
+        sections += [head.html() for head in self.calibration]
         facts = {**self.facts, **machine()}
         entries = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
         sections.append(f"<section class=wide><h2>Run</h2><dl>{entries}</dl></section>")

@@ -17,6 +17,8 @@ at once, from a set. So as long as no record arrives later than the lateness, ne
 records are cut into batches changes anything, and Examples come by (time, request_id). What arrives even later is
 counted in `counts.too_late` and not learned from. The clock is that of the events, and no event can push it beyond
 its own arrival.
+
+Labels that are known only long after (`HeadConfig.delayed`) are not waited for, and stay unknown here.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 import numpy as np
 
+from mainstem.join.labels import label_of
 from mainstem.schema.config import HeadConfig
 from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.examples import Examples
@@ -92,9 +95,9 @@ class Attribution:
         self.heads, self.inputs, self.had = dict(heads), None if inputs is None else list(inputs), had
         self.reads = None if reads is None else list(reads)
         self.served_is_seen, self.lateness = served_is_seen, lateness
-        self.windows = {name: parse_duration(head.window) for name, head in heads.items()}
+        self.windows = {name: parse_duration(head.window) for name, head in heads.items() if not head.delayed}
         self.longest = max(self.windows.values())
-        self.kinds = {head.event for head in heads.values()} | {IMPRESSION}
+        self.kinds = {heads[name].event for name in self.windows} | {IMPRESSION}
         self.counts = JoinCounts()
         self._clock: int | None = None
         self._slates: dict[str, Served] = {}
@@ -245,18 +248,18 @@ class Attribution:
             self.counts.other_inputs += 1
             return
         seen = set(range(len(served.slate.items))) if served.shown or self.served_is_seen else set()
-        labels: dict[tuple[int, str], float] = {}
+        answers: dict[tuple[int, str], list[tuple[int, float]]] = {}
         for event in self._answers(served):
             elapsed = event.time - served.slate.time
-            counted = [n for n, h in self.heads.items() if h.event == event.kind and elapsed < self.windows[n]]
+            counted = [n for n, w in self.windows.items() if self.heads[n].event == event.kind and elapsed < w]
             for place in _places(event, served):
                 if counted or event.kind == IMPRESSION:
                     seen.add(place)
                 for name in counted:
-                    labels[place, name] = labels.get((place, name), 0.0) + event.value
+                    answers.setdefault((place, name), []).append((event.time, event.value))
         if seen:
             self.counts.joined += 1
-            self._finished.append(self._examples(served, pasts, sorted(seen), labels))
+            self._finished.append(self._examples(served, pasts, sorted(seen), answers))
         else:
             self.counts.unseen += 1
 
@@ -278,18 +281,19 @@ class Attribution:
         return max(before)[1] if before else None
 
     def _examples(
-        self, served: Served, pasts: Pasts | None, rows: list[int], labels: Mapping[tuple[int, str], float]
-    ) -> Examples:
-        """One group; binary: whether it happened; value: its sum, NaN where it did not happen."""
+        self, served: Served, pasts: Pasts | None, rows: list[int],
+        answers: Mapping[tuple[int, str], list[tuple[int, float]]],
+    ) -> Examples:  # fmt: skip
+        """One group of these places; answers: (time, value) of the events by place and head."""
         slate, n = served.slate, len(rows)
         inputs = np.frombuffer(served.features, np.float32).reshape(len(slate.items), -1)[rows]
         known = np.full((n, len(self.heads)), np.nan, np.float32)
         for column, (name, head) in enumerate(self.heads.items()):
+            if head.delayed:
+                continue
             for i, place in enumerate(rows):
-                if head.type == "binary":
-                    known[i, column] = (place, name) in labels
-                else:
-                    known[i, column] = labels.get((place, name), np.nan)
+                found = answers.get((place, name))
+                known[i, column] = label_of(head, found) if found else head.unanswered
         fresh = np.zeros(n, np.bool_)
         if self.had in served.feature_names:
             fresh = inputs[:, served.feature_names.index(self.had)] <= 0

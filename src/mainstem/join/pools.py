@@ -13,6 +13,9 @@ windows to pass, and takes back what it took too early. The problem is that of K
 Feedback for Continuous Training with Neural Networks in CTR prediction"; instead of weighing by how likely a label is
 still to come, as there, what was emitted is retracted, as incremental views do, which needs the pool to be held.
 
+What is known only when a long window is over (`HeadConfig.delayed`) is told in a last revision, of pools that are still
+held then and of which something was taken.
+
 Pools arrive behind the answers to them (the recorder writes in batches), so the latest answers wait for them too.
 Memory is bounded: `most` pools, `LATEST` answers.
 """
@@ -25,10 +28,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from mainstem.join.labels import grades
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import HeadConfig
 from mainstem.schema.errors import InvalidRecord, StoreError
-from mainstem.schema.examples import Examples, Revision
+from mainstem.schema.examples import Examples, Revision, answered
 from mainstem.schema.ids import key64
 from mainstem.schema.pasts import Pasts, past_without, unpack_past
 from mainstem.schema.pools import pack_pool, unpack_pool
@@ -56,13 +60,18 @@ class PoolCounts(msgspec.Struct):
 
 
 class _Held(msgspec.Struct):
-    """A pool that waits for labels; labels: (row, head) -> 1, or the sum of the values, as a flat list for storage."""
+    """A pool that waits for labels; labels: (row, head) -> the label so far, as a flat list for storage.
+
+    graded: (row, head) -> when the event was that a grade is from. closed: whether only delayed labels are waited for.
+    """
 
     request_id: str
     user: int
     time: int
     pool: Pool
     labels: list[tuple[int, int, float]]
+    graded: list[tuple[int, int, int]] = []
+    closed: bool = False
     past: Past | None = None
 
 
@@ -106,6 +115,9 @@ class PoolJoin:
         self.reads = None if reads is None else list(reads)
         self.had = self.inputs.index(had) if had in self.inputs else None
         self.windows = [parse_duration(head.window) for head in self.heads]
+        soon = [window for head, window in zip(self.heads, self.windows, strict=True) if not head.delayed]
+        self._soon, self._longest = max(soon) + lateness, max(self.windows) + lateness
+        self._delayed = np.array([head.delayed for head in self.heads])
         self.kinds = list(dict.fromkeys(head.event for head in self.heads))
         self.counts = PoolCounts()
         self._clock = 0
@@ -116,7 +128,8 @@ class PoolJoin:
     # ---- taking in -----------------------------------------------------------------------------------
 
     def take(self, served: Sequence[Served], events: EventBatch) -> tuple[list[Revision], list[Examples]]:
-        """Slates and events that follow the last ones in the log: (revisions, closed), by (time, request_id) each."""
+        """Slates and events that follow the last ones in the log: (revisions, closed), by (time, request_id) each, the
+        revisions of delayed labels after the others."""
         touched: dict[str, list[tuple[int, int, float]]] = {}
         answers = _answers(events, self.kinds)
         for each in served:
@@ -129,7 +142,10 @@ class PoolJoin:
         revised = sorted((self._held[name] for name in touched if name in self._held), key=_order)
         revisions = [self._revision(held, touched[held.request_id]) for held in revised]
         self._latest = np.concatenate([self._latest, answers])[-LATEST:]
-        return revisions, self._close(events)
+        if len(events):
+            self._clock = max(self._clock, int(events.time.max()))
+        closed = self._close()
+        return [*revisions, *self._let_go_of_the_due()], closed
 
     def _hold(self, served: Served) -> _Held | None:
         pool, slate = served.pool, served.slate
@@ -147,7 +163,7 @@ class PoolJoin:
             self._let_go(next(iter(self._held)))
             self.counts.let_go += 1
         past = None if self.reads is None else served.past
-        held = _Held(slate.request_id, key64("user", served.user, served.tenant), slate.time, pool, [], past)
+        held = _Held(slate.request_id, key64("user", served.user, served.tenant), slate.time, pool, [], past=past)
         self._held[slate.request_id] = held
         self._of_user.setdefault(held.user, []).append(slate.request_id)
         self.counts.pools += 1
@@ -162,28 +178,46 @@ class PoolJoin:
         elapsed = answers["time"] - held.time
         hits = np.flatnonzero((keys[rows] == answers["entity"]) & (elapsed >= 0)) if len(keys) else at[:0]
         labels = {(row, head): value for row, head, value in held.labels}
+        graded = {(row, head): time for row, head, time in held.graded}
         changed = False
         for hit in hits.tolist():
             for column, (head, window) in enumerate(zip(self.heads, self.windows, strict=True)):
                 if self.kinds[answers["kind"][hit]] != head.event or elapsed[hit] >= window:
                     continue
                 name, value = (int(rows[hit]), column), float(answers["value"][hit])
-                now = 1.0 if head.type == "binary" else labels.get(name, 0.0) + value
-                changed |= labels.get(name) != now
+                if head.type == "binary":
+                    now = 1.0
+                elif head.type == "ordinal":
+                    moment, now = int(answers["time"][hit]), float(grades(head, np.array([value]))[0])
+                    if name in graded and (moment, now) <= (graded[name], labels[name]):
+                        continue
+                    graded[name] = moment
+                else:
+                    now = labels.get(name, 0.0) + value
+                changed |= labels.get(name, head.unanswered) != now and not head.delayed
                 labels[name] = now
         if changed:
             touched.setdefault(held.request_id, held.labels)
-            held.labels = [(row, head, value) for (row, head), value in labels.items()]
+        held.labels = [(row, head, value) for (row, head), value in labels.items()]
+        held.graded = [(row, head, time) for (row, head), time in graded.items()]
 
-    def _close(self, events: EventBatch) -> list[Examples]:
-        if len(events):
-            self._clock = max(self._clock, int(events.time.max()))
-        due = self._clock - max(self.windows) - self.lateness
+    def _close(self) -> list[Examples]:
+        """Of the pools whose windows are over, but for those of delayed heads."""
+        due = self._clock - self._soon
+        over = sorted((held for held in self._held.values() if held.time <= due and not held.closed), key=_order)
+        for held in over:
+            held.closed = True
+        return [self._examples(held, self._matrix(held, held.labels)) for held in over]
+
+    def _let_go_of_the_due(self) -> list[Revision]:
+        """Let go of the pools whose windows are all over; what that tells of their delayed labels."""
+        due = self._clock - self._longest
         over = sorted((held for held in self._held.values() if held.time <= due), key=_order)
         for held in over:
             self._let_go(held.request_id)
         self.counts.closed += len(over)
-        return [self._examples(held, held.labels) for held in over]
+        told = [self._revision(held, held.labels, due=True) for held in over] if self._delayed.any() else []
+        return [each for each in told if answered(each.examples.labels, self.heads).any()]
 
     def _let_go(self, request_id: str) -> None:
         user = self._held.pop(request_id).user
@@ -209,6 +243,7 @@ class PoolJoin:
                 moved = {int(old): new for new, old in enumerate(kept.tolist())}
                 held.pool = pack_pool(keys[kept], inputs[kept])
                 held.labels = [(moved[row], head, value) for row, head, value in held.labels if row in moved]
+                held.graded = [(moved[row], head, time) for row, head, time in held.graded if row in moved]
 
     def __len__(self) -> int:
         return len(self._held)
@@ -217,26 +252,28 @@ class PoolJoin:
 
     def pools(self, most: int) -> list[Examples]:
         """The latest pools that are held, at most so many."""
-        return [self._examples(held, held.labels) for held in [*self._held.values()][-most:]]
+        return [self._examples(held, self._matrix(held, held.labels)) for held in [*self._held.values()][-most:]]
 
-    def _revision(self, held: _Held, before: list[tuple[int, int, float]]) -> Revision:
-        examples = self._examples(held, held.labels)
-        return Revision(examples, self._matrix(len(examples.keys), before))
+    def _revision(self, held: _Held, before: list[tuple[int, int, float]], *, due: bool = False) -> Revision:
+        examples = self._examples(held, self._matrix(held, held.labels, due=due))
+        return Revision(examples, self._matrix(held, before))
 
-    def _matrix(self, rows: int, labels: list[tuple[int, int, float]]) -> Floats:
-        """Binary: whether it happened; value: its sum, NaN where it did not happen. [rows, h]"""
-        unknown = [0.0 if head.type == "binary" else np.nan for head in self.heads]
-        out = np.tile(np.array(unknown, np.float32), (rows, 1))
+    def _matrix(self, held: _Held, labels: list[tuple[int, int, float]], *, due: bool = False) -> Floats:
+        """What these labels say of each row and head, those of delayed heads only where they are due: [rows, h]."""
+        rows = len(held.pool.keys) // 8
+        out = np.tile(np.array([head.unanswered for head in self.heads], np.float32), (rows, 1))
         for row, head, value in labels:
             out[row, head] = value
+        if not due:
+            out[:, self._delayed] = np.nan
         return out
 
-    def _examples(self, held: _Held, labels: list[tuple[int, int, float]]) -> Examples:
+    def _examples(self, held: _Held, labels: Floats) -> Examples:
         keys, inputs = unpack_pool(held.pool, len(self.inputs))
         n = len(keys)
         return Examples(
             inputs=inputs,
-            labels=self._matrix(n, labels),
+            labels=labels,
             negative_rate=np.ones(n, np.float32),
             fresh=np.zeros(n, np.bool_) if self.had is None else inputs[:, self.had] <= 0,
             weight=np.ones(n, np.float32),

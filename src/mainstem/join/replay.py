@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mainstem.join.labels import labels_of
 from mainstem.join.sessions import Visit
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import HeadConfig
-from mainstem.schema.examples import Examples
+from mainstem.schema.examples import Examples, answered
 from mainstem.schema.ids import DEFAULT_TENANT, Keys
 from mainstem.schema.pasts import Pasts
 from mainstem.schema.position import Position
@@ -97,8 +98,8 @@ class Replay:
 
     def _one(self, request: StoredRequest, view: FeatureView) -> Examples | None:
         candidates = self.retrieve(request.context, view)
-        labels = self._labels(request.visit, candidates)
-        positive: NDArray[np.bool_] = np.any(np.nan_to_num(labels) != 0, axis=1)
+        labels = self.labels(request.visit, candidates)
+        positive = answered(labels, list(self.heads.values()))
         if not positive.any():
             return None
         fresh = ~np.isin(candidates, view.counts().keys)
@@ -137,8 +138,9 @@ class Replay:
         places = np.concatenate(chosen)
         return places, rate[places]
 
-    def _labels(self, visit: Visit, keys: Keys) -> Floats:
-        """Labels [n, h] of `keys` from the user's events within each head's window after the visit's start."""
+    def labels(self, visit: Visit, keys: Keys) -> Floats:
+        """Labels [n, h] of `keys` from the user's events within each head's window after the visit's start; NaN for
+        delayed heads whose window is not over at the end of the events."""
         user = np.uint64(visit.user)  # a Python int would turn the whole column into floats
         first, last = np.searchsorted(self._users, user, "left"), np.searchsorted(self._users, user, "right")
         rows = self._by_user[first:last]
@@ -146,19 +148,9 @@ class Replay:
         labels = np.empty((len(keys), len(self.heads)), np.float32)
         for column, head in enumerate(self.heads.values()):
             # The request came just before its session's first event, so an event at its very time answers it.
-            window = rows[slice(*np.searchsorted(time, [visit.time, visit.time + parse_duration(head.window)]))]
-            labels[:, column] = _label(head, self.events.take(window), keys)
+            until = visit.time + parse_duration(head.window)
+            window = rows[slice(*np.searchsorted(time, [visit.time, until]))]
+            labels[:, column] = labels_of(head, self.events.take(window), keys)
+            if head.delayed and until > self.events.time[-1]:
+                labels[:, column] = np.nan
         return labels
-
-
-def _label(head: HeadConfig, window: EventBatch, keys: Keys) -> NDArray[np.float32]:
-    """Binary: 1 where the event happened. Value: its sum, NaN where it did not happen."""
-    answers = window.take(window.where([head.event]))
-    if head.type == "binary":
-        return np.isin(keys, answers.entity).astype(np.float32)
-    wanted, place = np.unique(answers.entity, return_inverse=True)
-    total = np.bincount(place, answers.value, len(wanted))
-    if not len(wanted):
-        return np.full(len(keys), np.nan, np.float32)
-    at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
-    return np.where(wanted[at] == keys, total[at], np.nan).astype(np.float32)

@@ -1,19 +1,22 @@
 """Torch modules and losses: tensors in, tensors out. No files, no clock; no keys but those that `cross_keys` makes.
 
 `Unified` makes the vectors of retrieval for any canvas, reading histories by one of the encoders of `history`; `Ranker`
-the scores of ranking (one output per head); `losses` what they minimise. Embedding rows come in as one gathered leaf
-tensor that places index (law 7); who gathers them, and who applies their gradient, is `mainstem.weights`.
-`NumpyScorer`, `NumpyInterest` and `NumpyRequests` are the ranker, its interest and the request side without torch, for
-answering one request on one thread. `interest`, candidates against histories, is a part of the ranker where configured.
+the scores of ranking, one a head; `losses` what they minimise. Embedding rows come in as one gathered leaf tensor that
+places index (law 7); who gathers them, and who applies their gradient, is `mainstem.weights`. `NumpyScorer`,
+`NumpyInterest` and `NumpyRequests` are the ranker, its interest and the request side without torch, for answering one
+request on one thread.
 
-Parts from which larger networks are put together, each with the equations it follows; today's product does not use
-them yet:
+The parts, each with the equations it follows:
 
+    interest/    candidates against histories -> part of the input
     sharing/     input -> one representation a task
     heads/       what a task's last layer means: loss, and a prediction in the event's own unit
+    calibration  predicted against observed
+
+and those that today's product does not use yet:
+
     wide         crosses of categorical fields, one weight each
     logistic     the small baseline
-    calibration  predicted against observed
 """
 
 from mainstem.models.interest import InterestConfig, Meeting

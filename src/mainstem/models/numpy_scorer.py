@@ -10,17 +10,15 @@ import threading
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from mainstem.models.ranker import CLIP, VALUE_CAP, LowRankCross, Ranker
+from mainstem.models.numpy_heads import array, numpy_head, sigmoid
+from mainstem.models.numpy_sharing import numpy_sharing
+from mainstem.models.ranker import CLIP, LowRankCross, Ranker
 
 __all__ = ["NumpyScorer", "numpy_scorer"]
 
 Floats = NDArray[np.float32]
-
-
-def _array(tensor: Tensor) -> Floats:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy().astype(np.float32))
 
 
 class NumpyScorer:
@@ -29,18 +27,23 @@ class NumpyScorer:
 
     def __init__(self, ranker: Ranker) -> None:
         self.config = ranker.config
-        self._mean, self._inverse = _array(ranker.mean), _array(1.0 / ranker.scale)
-        self._value = np.array([head.kind == "value" for head in ranker.config.heads])
+        self._mean, self._inverse = array(ranker.mean), array(1.0 / ranker.scale)
         self._cross = [
-            (_array(layer.inner.weight.T), _array(layer.outer.weight.T), _array(layer.outer.bias))
+            (array(layer.inner.weight.T), array(layer.outer.weight.T), array(layer.outer.bias))
             for layer in ranker.cross
             if isinstance(layer, LowRankCross)
         ]
-        self._slope, self._shift = _array(ranker.slope), _array(ranker.shift)
+        self._slope, self._shift = array(ranker.slope), array(ranker.shift)
+        self._binary = all(head.kind == "binary" for head in ranker.config.heads)
+        levels = zip(ranker.task_list(), self._slope, self._shift, strict=True)
+        self._heads = [numpy_head(task, slope, shift) for task, slope, shift in levels]
+        self._ends = np.cumsum(ranker.sizes)[:-1]
         linears = [layer for layer in ranker.deep if isinstance(layer, nn.Linear)]
-        self._deep = [(_array(layer.weight.T), _array(layer.bias)) for layer in linears]
-        self._wide, self._bias = _array(ranker.wide.weight.T), _array(ranker.wide.bias)
-        joint = _array(ranker.heads.weight.T) if ranker.heads is not None else None
+        self._deep = [(array(layer.weight.T), array(layer.bias)) for layer in linears]
+        self._wide, self._bias = array(ranker.wide.weight.T), array(ranker.wide.bias)
+        joint = array(ranker.heads.weight.T) if ranker.heads is not None else None
+        self._sharing = numpy_sharing(ranker.sharing)
+        self._own = [array(own.weight.T) for own in ranker.own if isinstance(own, nn.Linear)]
         split = ranker.config.width if self._cross else 0
         self._cross_head = joint[:split] if joint is not None else None
         self._deep_head = joint[split:] if joint is not None else None
@@ -48,36 +51,46 @@ class NumpyScorer:
 
     def __call__(self, x: Floats, dot: Floats | None = None, embeddings: Floats | None = None) -> Floats:
         """`Ranker.scores` for x float32 [n, features] (and dot [n], embeddings [n, e] as configured): [n, heads]."""
-        logits = self.logits(x, dot, embeddings)
-        if self._value.any():
-            sizes = np.expm1(np.clip(logits, 0.0, VALUE_CAP))
-            return np.where(self._value, sizes, self._chance(logits)).astype(np.float32)
-        return self._chance(logits)
-
-    def _chance(self, logits: Floats) -> Floats:
-        return _sigmoid(logits * self._slope + self._shift)
+        raw = self.logits(x, dot, embeddings)
+        if self._binary:
+            return sigmoid(raw * self._slope + self._shift)
+        parts = np.split(raw, self._ends, axis=1)
+        return np.stack([head(part) for head, part in zip(self._heads, parts, strict=True)], axis=1)
 
     def logits(self, x: Floats, dot: Floats | None = None, embeddings: Floats | None = None) -> Floats:
-        """`Ranker.forward`: [n, heads]."""
+        """`Ranker.forward`: [n, outputs]."""
         x0 = self._inputs(x, dot, embeddings)
         out: Floats = x0 @ self._wide
         out += self._bias
-        if self._cross and self._cross_head is not None:
+        paths = self._paths(x0)
+        if self._sharing is not None:
+            shared = self._sharing(np.concatenate(list(paths.values()), axis=1))
+            out += np.concatenate([part @ own for part, own in zip(shared, self._own, strict=True)], axis=1)
+            return out
+        for name, head in (("cross", self._cross_head), ("deep", self._deep_head)):
+            if head is not None and name in paths:
+                out += paths[name] @ head
+        return out
+
+    def _paths(self, x0: Floats) -> dict[str, Floats]:
+        """The parts of the joint layer, in its order."""
+        paths: dict[str, Floats] = {}
+        if self._cross:
             crossed = x0
             for inner, outer, bias in self._cross:
                 step = self._product("cross", crossed @ inner, outer)
                 step += bias
                 step *= x0
                 crossed = np.add(step, crossed, out=self._buffer("crossed", *x0.shape))
-            out += crossed @ self._cross_head
-        if self._deep and self._deep_head is not None:
+            paths["cross"] = crossed
+        if self._deep:
             h = x0
             for i, (weight, bias) in enumerate(self._deep):
                 h = self._product(f"deep{i}", h, weight)
                 h += bias
                 np.maximum(h, 0.0, out=h)
-            out += h @ self._deep_head
-        return out
+            paths["deep"] = h
+        return paths
 
     def _inputs(self, x: Floats, dot: Floats | None, embeddings: Floats | None) -> Floats:
         config = self.config
@@ -108,14 +121,6 @@ class NumpyScorer:
             kept = np.empty((rows, columns), np.float32)
             setattr(self._buffers, name, kept)
         return kept[:rows]
-
-
-def _sigmoid(x: Floats) -> Floats:
-    # tanh is stable on both sides, where 1 / (1 + exp(-x)) overflows
-    out: Floats = np.tanh(x * np.float32(0.5)).astype(np.float32)
-    out += 1.0
-    out *= 0.5
-    return out
 
 
 def numpy_scorer(ranker: Ranker) -> NumpyScorer:

@@ -1,40 +1,38 @@
-"""The ranking network: features of (request, candidate) pairs to one logit per head.
+"""The ranking network: features of (request, candidate) pairs to the raw outputs of each head.
 
 A low-rank deep & cross network beside an MLP (Wang et al. 2021, "DCN V2", equations 1 and 2, the
-parallel structure of figure 1b), and a wide linear skip (Cheng et al. 2016, "Wide & Deep").
+parallel structure of figure 1b), and a wide linear skip (Cheng et al. 2016, "Wide & Deep"). The heads read the joint
+layer of both directly, or through one of the ways of `sharing`.
+
+    features --+-- cross --+                                  +-- head
+               +-- deep  --+-- joint layer -- (sharing) ------+-- head
+               +-- wide ------------------------------------- + to each
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from mainstem.models.heads import BinaryHead, Head, LifetimeValueHead, TaskModule, task_of
 from mainstem.models.interest import InterestBlock, InterestConfig
+from mainstem.models.sharing import sharing_of
+from mainstem.schema.ranking_config import OrderLoss, SharingKind
 
-__all__ = ["CLIP", "VALUE_CAP", "Head", "Ranker", "RankerConfig"]
+__all__ = ["CLIP", "Head", "Ranker", "RankerConfig"]
 
 CLIP = 6.0
 """Standardised features are clipped to this many standard deviations."""
-VALUE_CAP = 20.0
-"""Value heads predict log1p(value); beyond this it is cut, so that expm1 stays finite in float32."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """One prediction: `binary` gives a probability, `value` the expected size on the log1p scale."""
-
-    name: str
-    kind: Literal["binary", "value"] = "binary"
 
 
 @dataclass(frozen=True, slots=True)
 class RankerConfig:
     """features: width of the feature matrix. embeddings: width of the optional embedding block, 0 for none.
-    dot: whether the retrieval dot product comes in as one more feature. rank: of the cross matrices. interest: of the
-    part that makes the embedding block from candidates and histories, None where nothing does."""
+    dot: whether the retrieval dot product comes in as one more feature. rank: of the cross matrices. loss: what binary
+    heads learn the order by. sharing, experts, expert_width: see `sharing.sharing_of`. interest: of the part that makes
+    the embedding block from candidates and histories, None where nothing does."""
 
     features: int
     heads: tuple[Head, ...] = (Head("purchase"),)
@@ -44,6 +42,10 @@ class RankerConfig:
     embeddings: int = 0
     dot: bool = False
     dropout: float = 0.0
+    loss: OrderLoss = "listwise"
+    sharing: SharingKind = "none"
+    experts: int = 4
+    expert_width: int = 32
     interest: InterestConfig | None = None
 
     @property
@@ -66,18 +68,18 @@ class LowRankCross(nn.Module):
 
 
 class Ranker(nn.Module):
-    """One network, one output per head. `fit_normaliser` must see data before training.
+    """One network; for each head the raw outputs that its task asks for. `fit_normaliser` must see data first.
 
     The normaliser's mean and standard deviation are buffers: they travel in `state_dict` with the weights. So do
     `slope` and `shift` [heads], which calibrate: the probability of a binary head is sigmoid(slope * logit + shift)
-    (Platt 1999). `interest`, where there is one, makes `embeddings` for whoever calls.
+    (Platt 1999). `sizes`: raw outputs of each head. `interest`, where there is one, makes `embeddings` for whoever
+    calls.
     """
 
     mean: Tensor
     scale: Tensor
     slope: Tensor
     shift: Tensor
-    value_heads: Tensor
 
     def __init__(self, config: RankerConfig) -> None:
         super().__init__()
@@ -87,8 +89,8 @@ class Ranker(nn.Module):
         self.register_buffer("scale", torch.ones(numeric))
         self.register_buffer("slope", torch.ones(len(config.heads)))
         self.register_buffer("shift", torch.zeros(len(config.heads)))
-        kinds = torch.tensor([head.kind == "value" for head in config.heads])
-        self.register_buffer("value_heads", kinds, persistent=False)
+        self.tasks = nn.ModuleList(task_of(head) for head in config.heads)
+        self.sizes = [task.outputs for task in self.task_list()]
         self.cross = nn.ModuleList(LowRankCross(width, config.rank) for _ in range(config.cross_layers))
         deep: list[nn.Module] = []
         sizes = (width, *config.hidden)
@@ -98,11 +100,21 @@ class Ranker(nn.Module):
                 deep.append(nn.Dropout(config.dropout))
         self.deep = nn.Sequential(*deep)
         joint = (width if config.cross_layers else 0) + (sizes[-1] if config.hidden else 0)
-        self.heads = nn.Linear(joint, len(config.heads), bias=False) if joint else None
-        self.wide = nn.Linear(width, len(config.heads))
+        self.heads = nn.Linear(joint, sum(self.sizes), bias=False) if joint and config.sharing == "none" else None
+        self.wide = nn.Linear(width, sum(self.sizes))
+        self._share(joint)
         self.interest = None if config.interest is None else InterestBlock(config.interest)
         if config.interest is not None and config.embeddings != config.interest.width:
             raise ValueError(f"the interest gives {config.interest.width} columns, embeddings are {config.embeddings}")
+
+    def _share(self, joint: int) -> None:
+        """What stands between the joint layer and the heads, and the heads' own weights on what it gives each."""
+        config = self.config
+        if config.sharing != "none" and not joint:
+            raise ValueError("sharing needs a cross or deep layer below it")
+        self.sharing = sharing_of(config.sharing, joint, len(config.heads), config.experts, config.expert_width)
+        apart = self.sizes if self.sharing is not None else ()
+        self.own = nn.ModuleList(nn.Linear(config.expert_width, size, bias=False) for size in apart)
 
     @torch.no_grad()
     def fit_normaliser(self, x: Tensor, dot: Tensor | None = None) -> None:
@@ -118,7 +130,7 @@ class Ranker(nn.Module):
         self.scale.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
     def forward(self, x: Tensor, dot: Tensor | None = None, embeddings: Tensor | None = None) -> Tensor:
-        """Logits [n, heads], not calibrated (value heads: predicted log1p(value)).
+        """Raw outputs [n, outputs], head after head, as `split` parts them; not calibrated.
 
         x float32 [n, features], raw; dot float32 [n]: retrieval dot products, where the config has them;
         embeddings float32 [n, config.embeddings], likewise.
@@ -131,13 +143,47 @@ class Ranker(nn.Module):
         out: Tensor = self.wide(x0)
         if self.heads is not None:
             out = out + self.heads(torch.cat(self._paths(x0), dim=-1))
+        elif self.sharing is not None:
+            shared = self.sharing(torch.cat(self._paths(x0), dim=-1)).unbind(1)
+            out = out + torch.cat([own(part) for own, part in zip(self.own, shared, strict=True)], dim=-1)
         return out
 
+    def split(self, raw: Tensor) -> tuple[Tensor, ...]:
+        """raw [n, outputs], from `forward` -> one [n, size] a head."""
+        return torch.split(raw, self.sizes, dim=-1)
+
+    def predict(self, raw: Tensor) -> Tensor:
+        """raw [n, outputs] -> [n, heads], each in its own unit: chances of binary heads, expected values of others."""
+        columns = []
+        for i, (task, part) in enumerate(zip(self.task_list(), self.split(raw), strict=True)):
+            binary = isinstance(task, BinaryHead)
+            columns.append(task.predict(part * self.slope[i] + self.shift[i] if binary else part))
+        return torch.stack(columns, dim=-1)
+
+    def order(self, raw: Tensor) -> Tensor:
+        """raw [n, outputs] -> [n, heads]: in the order of `predict`, and apart also where chances come out equal."""
+        parts = zip(self.task_list(), self.split(raw), strict=True)
+        columns = [t.log_expectation(part) if isinstance(t, LifetimeValueHead) else part[:, 0] for t, part in parts]
+        return torch.stack(columns, dim=-1)
+
     def scores(self, x: Tensor, dot: Tensor | None = None, embeddings: Tensor | None = None) -> Tensor:
-        """[n, heads]: probabilities of binary heads, sizes (>= 0, in the event's own unit) of value heads."""
-        logits = self(x, dot, embeddings)
-        chance = (logits * self.slope + self.shift).sigmoid()
-        return torch.where(self.value_heads, logits.clamp(0.0, VALUE_CAP).expm1(), chance)
+        """`predict` of `forward`: [n, heads]."""
+        return self.predict(self(x, dot, embeddings))
+
+    @torch.no_grad()
+    def start(self, labels: Tensor, weights: Tensor) -> None:
+        """Begin at the level of these labels: labels [n, heads], NaN where not known; weights float >= 0 [n].
+
+        Binary heads that learn an order alone have no level to begin at, and stay.
+        """
+        levels = self.split(self.wide.bias)
+        for i, (task, level) in enumerate(zip(self.task_list(), levels, strict=True)):
+            if not isinstance(task, BinaryHead) or self.config.loss == "pointwise":
+                level.copy_(task.start(labels[:, i], weights))
+
+    def task_list(self) -> list[TaskModule]:
+        """`tasks`, typed."""
+        return list(self.tasks)  # type: ignore[arg-type]
 
     def _paths(self, x0: Tensor) -> list[Tensor]:
         paths: list[Tensor] = []

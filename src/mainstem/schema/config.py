@@ -6,11 +6,13 @@ Reading, error messages with line numbers and the commented template live in `co
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from mainstem.schema.head_config import HeadConfig
 from mainstem.schema.ranking_config import RankingConfig
+from mainstem.schema.section import Duration, Name, Section
 from mainstem.schema.storage_config import StorageConfig
 from mainstem.schema.time import MINUTE, parse_duration
 
@@ -35,11 +37,6 @@ __all__ = [
 ]
 
 
-def _duration(text: str) -> str:
-    parse_duration(text)
-    return text
-
-
 def _unknown(name: str, section: str, known: Iterable[str]) -> str:
     return f"{name!r} is not among {section}: {', '.join(known)}"
 
@@ -52,18 +49,10 @@ class Mismatch(ValueError):
         super().__init__("\n".join(f"{'.'.join(map(str, path))}: {text}" for path, text in self.problems))
 
 
-Duration = Annotated[str, AfterValidator(_duration)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
-
-
 SourceName = Literal["two_tower", "content", "cooccurrence", "popular", "popular_here", "popular_new", "owned"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class EventConfig(_Section):
+class EventConfig(Section):
     """What one kind of event means."""
 
     owned: bool = False
@@ -72,20 +61,7 @@ class EventConfig(_Section):
     """How much one event says about taste, relative to the others; 0 keeps it out of features and training."""
 
 
-class HeadConfig(_Section):
-    """One prediction of the ranking network."""
-
-    event: Name
-    """The kind of event that labels it."""
-    type: Literal["binary", "value"] = "binary"
-    """`binary`: does the event happen; `value`: how large its value is (watch seconds, amount)."""
-    window: Duration = "1d"
-    """How long after the slate an event still counts as its consequence."""
-    weight: float = Field(default=1.0, ge=0.0)
-    """Weight of this head's loss in training."""
-
-
-class EntityTypeConfig(_Section):
+class EntityTypeConfig(Section):
     """What the catalogue knows of one type of entity."""
 
     attributes: dict[str, Literal["category", "number", "text", "tags"]] = {}
@@ -96,7 +72,7 @@ class EntityTypeConfig(_Section):
     """An entity that only events know of is shown too, without attributes, until it is described or deleted."""
 
 
-class FeatureConfig(_Section):
+class FeatureConfig(Section):
     """State kept per user and per item. Every bound is a hard bound on memory."""
 
     history: int = Field(default=100, ge=1, le=10_000)
@@ -119,14 +95,14 @@ class FeatureConfig(_Section):
     """State of a user or an item not seen for this long, in event time, is dropped."""
 
 
-class SourceConfig(_Section):
+class SourceConfig(Section):
     """One source of candidates."""
 
     limit: int = Field(default=100, ge=0, le=10_000)
     """Candidates asked of it at most."""
 
 
-class CanvasConfig(_Section):
+class CanvasConfig(Section):
     """One surface of the product, and its contract."""
 
     entity_type: Name = "item"
@@ -160,7 +136,7 @@ class CanvasConfig(_Section):
         return deadline
 
 
-class FamilyConfig(_Section):
+class FamilyConfig(Section):
     """How the embedding rows of one kind of key start, learn, earn their place and leave."""
 
     optimizer: Literal["rowwise_adagrad", "adagrad", "adam", "ftrl"] = "rowwise_adagrad"
@@ -176,7 +152,7 @@ class FamilyConfig(_Section):
     """Rows at most; one more makes one of the least recently seen leave."""
 
 
-class HistoryConfig(_Section):
+class HistoryConfig(Section):
     """What reads the user's history."""
 
     encoder: Literal["pooling", "transformer", "hstu"] = "pooling"
@@ -192,7 +168,7 @@ class HistoryConfig(_Section):
     """Whether it knows when it is asked; `hstu` and `transformer` alone."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Sizes of the networks."""
 
     dim: int = Field(default=64, ge=4, le=1024)
@@ -214,7 +190,7 @@ class ModelConfig(_Section):
     """Embedding rows by kind of key; what is not named has the defaults."""
 
 
-class OnlineConfig(_Section):
+class OnlineConfig(Section):
     """Learning from the log as it grows: `mainstem train --online`, `mainstem run`."""
 
     batch: int = Field(default=512, ge=1, le=100_000)
@@ -241,7 +217,7 @@ class OnlineConfig(_Section):
     """The guard refuses an update after which less than this share of the canary slates' items are still in them."""
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """How training reads the log."""
 
     seed: int = 0
@@ -271,8 +247,12 @@ class TrainConfig(_Section):
     nice: int = Field(default=10, ge=0, le=19)
     """How much a process that trains gives way to those that answer, where the system knows that (Unix `nice`)."""
 
+    def looks_back(self) -> int:
+        """How long before the end of the log the first ranking examples lie, ms."""
+        return parse_duration(self.ranking_span) + parse_duration(self.validation)
 
-class LogConfig(_Section):
+
+class LogConfig(Section):
     """The event log."""
 
     skew: Duration = "10m"
@@ -294,7 +274,7 @@ class LogConfig(_Section):
         return age
 
 
-class ServeConfig(_Section):
+class ServeConfig(Section):
     host: str = "127.0.0.1"
     """Loopback unless told otherwise: there is no authentication yet."""
     port: int = Field(default=8080, ge=0, le=65535)
@@ -313,7 +293,7 @@ class ServeConfig(_Section):
     """Writes are refused (503) while the state is more records than this behind the log."""
 
 
-class Config(_Section):
+class Config(Section):
     """The whole of `mainstem.yaml`."""
 
     version: Literal[1] = 1
@@ -356,6 +336,14 @@ class Config(_Section):
         for name, head in self.heads.items():
             if head.event not in self.events:
                 yield ("heads", name, "event"), _unknown(head.event, "events", self.events)
+            if head.delayed and parse_duration(head.window) >= self.train.looks_back():
+                yield (
+                    ("heads", name, "window"),
+                    f"{head.window!r} must be less than train.ranking_span and train.validation together "
+                    f"({self.train.ranking_span} and {self.train.validation}): no label would be known in time",
+                )
+        if all(head.delayed for head in self.heads.values()):
+            yield ("heads",), "one at least must be of another type than lifetime_value: something to learn from soon"
 
     def _canvases_fit(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for name, canvas in self.canvases.items():

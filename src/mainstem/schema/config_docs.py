@@ -10,8 +10,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mainstem.schema.config import Config, Duration
+from mainstem.schema.config import Config
 from mainstem.schema.config_file import default_of, flow, inner
+from mainstem.schema.section import Duration
 
 __all__ = ["markdown"]
 

@@ -10,12 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mainstem.schema.batch import EventBatch
+from mainstem.schema.config import HeadConfig
 from mainstem.schema.ids import Keys
 from mainstem.schema.pasts import Pasts
 from mainstem.schema.protocols import Floats
 from mainstem.schema.records import Erase, Served
 
-__all__ = ["Examples", "Labelling", "Revision"]
+__all__ = ["Examples", "Labelling", "Revision", "answered"]
+
+
+def answered(labels: Floats, heads: Sequence[HeadConfig]) -> NDArray[np.bool_]:
+    """Which rows an event of some head is about, as far as labels [n, h] tell: bool [n]."""
+    unanswered = np.array([head.unanswered for head in heads], np.float32)
+    found: NDArray[np.bool_] = (np.isfinite(labels) & (labels != unanswered)).any(axis=1)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +31,7 @@ class Examples:
     """g groups, n candidates in all; candidates of group i are rows offsets[i]:offsets[i+1].
 
     inputs   float32 [n, f]  what the ranking network eats, as of the request (law 4)
-    labels   float32 [n, h]  per head; NaN where it is not known (a value head without an event, a pending window)
+    labels   float32 [n, h]  per head; NaN where it is not known (see `HeadConfig.unanswered` and `delayed`)
     negative_rate float32 [n]  share of the negatives of its group and stratum (fresh or not) that were kept, the
                              same for positives and negatives: the log-odds correction
     fresh    bool    [n]     new to the user: not among what they had before

@@ -8,7 +8,8 @@ interactions.py  positives with their users' histories, from a whole log
 histories.py     the same, online
 population.py    how often entities are taken: Q of the logQ correction, and even draws
 retrieval.py     a step of the towers (sampled softmax, logQ), and epochs of them
-ranking.py       trains the ranking network on replayed or joined examples (listwise softmax, calibrated)
+ranking.py       trains the ranking network on replayed or joined examples, and calibrates it
+ranking_loss.py  what it minimises: an order loss of binary heads, the own loss of the others
 meetings.py      which candidates meet which histories, for a ranking network that reads them
 ranking_online.py  a step of it on slates whose labels became known, and the level of binary heads
 trainer.py       the run over a whole log: time split, checkpoints, early stopping, the published snapshot

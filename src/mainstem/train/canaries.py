@@ -52,5 +52,5 @@ class Canaries:
         if not self._pools:
             return None
         k = min(TOP, *(len(pool.keys) // 2 for pool in self._pools))
-        logits = [learner.ranking.logits(pool) for pool in self._pools]
-        return np.concatenate([np.argsort(-each, axis=0, kind="stable")[:k].T for each in logits]).astype(np.uint64)
+        scores = [learner.ranking.order(pool) for pool in self._pools]
+        return np.concatenate([np.argsort(-each, axis=0, kind="stable")[:k].T for each in scores]).astype(np.uint64)

@@ -104,11 +104,13 @@ def restore(snapshot: Snapshot, config: Config, catalog: Catalog) -> tuple[Tower
 
 
 def new_ranker(config: Config, inputs: int) -> Ranker:
-    heads = tuple(Head(name, head.type) for name, head in config.heads.items())
-    interest = interest_config(config)
+    """An untrained ranking network for so many input columns, as configured."""
+    heads = tuple(Head(name, head.type, tuple(head.levels), head.unit) for name, head in config.heads.items())
+    chosen, interest = config.model.ranking, interest_config(config)
     return Ranker(
         RankerConfig(
-            features=inputs, heads=heads, hidden=tuple(config.model.hidden), interest=interest,
+            features=inputs, heads=heads, hidden=tuple(config.model.hidden), loss=chosen.loss, sharing=chosen.sharing,
+            experts=chosen.experts, expert_width=chosen.expert_width, interest=interest,
             embeddings=0 if interest is None else interest.width,
         )
     )  # fmt: skip

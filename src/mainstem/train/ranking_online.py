@@ -1,9 +1,9 @@
 """Steps of the ranking network on the stream: slates whose labels became known, and the level of binary heads.
 
-Order and level are learned apart, as offline. The order, by the listwise loss, from each label as it comes: a revision
-takes back the loss of what was known before and adds that of what is known now, so at given weights a slate's gradients
-sum to that of its last labels, whatever the order of arrival. The level, two numbers a head, from slates whose windows
-have passed: only there is a missing label an answer.
+Order and level are learned apart, as offline. The order, and all that other heads predict, from each label as it comes:
+a revision takes back the loss of what was known before and adds that of what is known now, so at given weights a
+slate's gradients sum to that of its last labels, whatever the order of arrival. The level of binary heads, two numbers
+each, from slates whose windows have passed: only there is a missing label an answer.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mainstem.models import Ranker
 from mainstem.schema.config import HeadConfig, TrainConfig
 from mainstem.schema.examples import Examples, Revision
 from mainstem.schema.protocols import Floats
 from mainstem.train.meetings import Vectors
-from mainstem.train.ranking import WEIGHT_DECAY, Slates, logits_of, loss_of
+from mainstem.train.ranking import WEIGHT_DECAY
+from mainstem.train.ranking_loss import Slates, loss_of, raw_of
 
 __all__ = ["RankingLearner"]
 
@@ -53,11 +55,11 @@ class RankingLearner:
         if not revisions or not self.rate:
             return float("nan")
         whole = Revision.concat(revisions)
-        slates, before = Slates.of(whole.examples, self.vectors), torch.from_numpy(whole.before)
+        slates, before = Slates.of(whole.examples, self.heads, self.vectors), torch.from_numpy(whole.before)
         self.ranker.train()
-        logits = logits_of(self.ranker, slates)
-        known = loss_of(logits, slates, slates.labels, self.heads, mean=False)
-        change = known - loss_of(logits, slates, before, self.heads, mean=False)
+        raw = raw_of(self.ranker, slates)
+        known = loss_of(self.ranker, raw, slates, slates.labels, self.heads, mean=False)
+        change = known - loss_of(self.ranker, raw, slates, before, self.heads, mean=False)
         full = min(len(revisions) / self.train.ranking_batch, 1.0)
         for group in self.adam.param_groups:
             group["lr"] = self.rate * full
@@ -68,23 +70,26 @@ class RankingLearner:
         if not (finite and bool(known.detach().isfinite())):
             raise FloatingPointError("the ranking loss of a step or its gradient is not finite")
         self.adam.step()
-        return float(loss_of(logits.detach(), slates, slates.labels, self.heads))
+        return float(loss_of(self.ranker, raw.detach(), slates, slates.labels, self.heads).detach())
 
     @torch.no_grad()
     def level(self, closed: Sequence[Examples]) -> None:
         """Follow the level of binary heads: an online Newton step of Platt scaling a slate, with forgetting."""
         for examples in closed if self.rate else ():
-            logits = self.logits(examples).astype(np.float64)
-            for column, head in enumerate(self.heads):
+            parts = self.ranker.split(self._raw(examples).double())
+            for column, (head, part) in enumerate(zip(self.heads, parts, strict=True)):
                 if head.type == "binary":
-                    self._follow(column, logits[:, column], examples.labels[:, column].astype(np.float64))
+                    self._follow(column, part[:, 0].numpy(), examples.labels[:, column].astype(np.float64))
 
     @torch.no_grad()
-    def logits(self, examples: Examples) -> Floats:
-        """Logits [n, h] of examples, not calibrated."""
-        self.ranker.eval()
-        found: Floats = logits_of(self.ranker, Slates.of(examples, self.vectors)).numpy()
+    def order(self, examples: Examples) -> Floats:
+        """What examples are ordered by, head for head: `Ranker.order` [n, h]."""
+        found: Floats = self.ranker.order(self._raw(examples)).numpy()
         return found
+
+    def _raw(self, examples: Examples) -> Tensor:
+        self.ranker.eval()
+        return raw_of(self.ranker, Slates.of(examples, self.heads, self.vectors))
 
     def _follow(self, column: int, logits: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
         slope, shift = self.ranker.slope, self.ranker.shift

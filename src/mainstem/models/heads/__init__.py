@@ -12,6 +12,7 @@ A label that is NaN is not known and does not count.
 """
 
 from mainstem.models.heads.binary import BinaryHead
+from mainstem.models.heads.head import Head, TaskModule, task_of
 from mainstem.models.heads.lifetime_value import LifetimeValueHead, due
 from mainstem.models.heads.ordinal import OrdinalHead
 from mainstem.models.heads.protocol import TaskHead
@@ -20,10 +21,13 @@ from mainstem.models.heads.weighted_logistic import WeightedLogisticHead
 
 __all__ = [
     "BinaryHead",
+    "Head",
     "LifetimeValueHead",
     "OrdinalHead",
     "TaskHead",
+    "TaskModule",
     "ValueHead",
     "WeightedLogisticHead",
     "due",
+    "task_of",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mainstem.models.heads.protocol import known
+from mainstem.models.heads.protocol import known, weighted_mean
 from mainstem.models.losses.binary import binary
 
 __all__ = ["BinaryHead"]
@@ -29,3 +29,10 @@ class BinaryHead(nn.Module):
     def predict(self, raw: Tensor) -> Tensor:
         """raw [n, 1] -> chances [n]."""
         return raw[:, 0].sigmoid()
+
+    def start(self, labels: Tensor, weights: Tensor) -> Tensor:
+        """The log-odds of the share of ones: [1]."""
+        labels, weights = known(labels, labels, weights)
+        if not bool((weights > 0).any()):
+            return labels.new_zeros(1)
+        return weighted_mean(labels, weights).logit(eps=1e-6)[None]

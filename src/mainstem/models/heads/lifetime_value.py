@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mainstem.models.heads.protocol import known, weighted_mean
-from mainstem.models.ranker import VALUE_CAP
+from mainstem.models.heads.protocol import VALUE_CAP, known, weighted_mean
 
-__all__ = ["LifetimeValueHead", "due"]
+__all__ = ["FLOOR", "LifetimeValueHead", "due"]
 
-_FLOOR = 1e-3
+FLOOR = 1e-3
 """Least sigma: a few equal amounts must not make the likelihood infinite."""
 
 
@@ -54,5 +53,20 @@ class LifetimeValueHead(nn.Module):
         log_size = raw[:, 1] + 0.5 * self._sigma(raw).square()
         return raw[:, 0].sigmoid() * log_size.clamp(max=VALUE_CAP).exp()
 
+    def log_expectation(self, raw: Tensor) -> Tensor:
+        """raw [n, 3] -> the logarithm of what `predict` gives, not cut: [n]."""
+        return functional.logsigmoid(raw[:, 0]) + raw[:, 1] + 0.5 * self._sigma(raw).square()
+
+    def start(self, labels: Tensor, weights: Tensor) -> Tensor:
+        """Log-odds of the share that pays, and mean and deviation of the logarithm of what is paid: [3]."""
+        labels, weights = known(labels, labels, weights)
+        paid = (labels > 0).to(labels.dtype)
+        if not bool((weights * paid).sum() > 0):
+            return labels.new_zeros(3)
+        log_value = torch.where(labels > 0, labels, torch.ones_like(labels)).log()
+        mu = weighted_mean(log_value, weights * paid)
+        sigma = weighted_mean((log_value - mu).square(), weights * paid).sqrt().clamp(min=0.1)
+        return torch.stack((weighted_mean(paid, weights).logit(eps=1e-6), mu, sigma.expm1().log()))
+
     def _sigma(self, raw: Tensor) -> Tensor:
-        return functional.softplus(raw[:, 2]) + _FLOOR
+        return functional.softplus(raw[:, 2]) + FLOOR

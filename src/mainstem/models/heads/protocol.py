@@ -7,7 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["TaskHead", "known", "weighted_mean"]
+__all__ = ["VALUE_CAP", "TaskHead", "known", "weighted_mean"]
+
+VALUE_CAP = 20.0
+"""Logarithms of predicted values are cut at this, so that their exponentials stay finite in float32."""
 
 
 class TaskHead(Protocol):
@@ -27,6 +30,15 @@ class TaskHead(Protocol):
 
     def predict(self, raw: Tensor) -> Tensor:
         """[n], in the labels' unit: a chance, an expected grade, an expected amount."""
+        ...
+
+    def start(self, labels: Tensor, weights: Tensor) -> Tensor:
+        """The raw output that fits these labels best where it is the same for all: [outputs], zeros where no label is
+        known. What training starts from, so that it need not learn the level of large values step by step. A head may
+        set parameters of its own by it.
+
+        labels [n], as in `loss`; weights float >= 0 [n].
+        """
         ...
 
 

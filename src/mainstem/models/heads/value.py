@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mainstem.models.heads.protocol import known
+from mainstem.models.heads.protocol import VALUE_CAP, known, weighted_mean
 from mainstem.models.losses.value import value
-from mainstem.models.ranker import VALUE_CAP
 
 __all__ = ["ValueHead"]
 
@@ -48,3 +47,8 @@ class ValueHead(nn.Module):
     def predict(self, raw: Tensor) -> Tensor:
         """raw [n, 1] -> sizes >= 0 [n]: typical ones before `fit_smearing`, expected ones after."""
         return (raw[:, 0].clamp(0.0, VALUE_CAP).exp() * self.smearing - 1).clamp(min=0.0)
+
+    def start(self, labels: Tensor, weights: Tensor) -> Tensor:
+        """The mean of log1p(value): [1]."""
+        values, weights = known(labels, labels, weights)
+        return weighted_mean(values.clamp(min=0.0).log1p(), weights)[None]

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mainstem.models.heads.protocol import known, weighted_mean
-from mainstem.models.ranker import VALUE_CAP
+from mainstem.models.heads.protocol import VALUE_CAP, known, weighted_mean
 
 __all__ = ["WeightedLogisticHead"]
 
@@ -45,3 +44,13 @@ class WeightedLogisticHead(nn.Module):
     def predict(self, raw: Tensor) -> Tensor:
         """raw [n, 1] -> expected values [n], in the event's own unit; as published, 1 / (1 - p) times those."""
         return self.unit * raw[:, 0].clamp(max=VALUE_CAP).exp()
+
+    def start(self, labels: Tensor, weights: Tensor) -> Tensor:
+        """The log of the odds that the loss finds without inputs: [1]."""
+        labels, weights = known(labels, labels, weights)
+        size = labels.clamp(min=0.0) / self.unit
+        as_negative = torch.ones_like(size) if self.exact else (size == 0).to(size.dtype)
+        negatives = (weights * as_negative).sum()
+        if not bool(negatives > 0):
+            return labels.new_zeros(1)
+        return ((weights * size).sum() / negatives).clamp(min=1e-6).log()[None]

@@ -10,6 +10,7 @@
 Each config counts its `parameters`; `at_budget` makes variants of equal size.
 """
 
+from mainstem.models.sharing.kinds import SharingModule, sharing_of
 from mainstem.models.sharing.mmoe import MultiGate, MultiGateConfig
 from mainstem.models.sharing.ple import ProgressiveExtraction, ProgressiveExtractionConfig
 from mainstem.models.sharing.protocol import Sharing, SharingConfig, at_budget, parameter_count
@@ -24,6 +25,8 @@ __all__ = [
     "SharedBottomConfig",
     "Sharing",
     "SharingConfig",
+    "SharingModule",
     "at_budget",
     "parameter_count",
+    "sharing_of",
 ]

@@ -117,7 +117,7 @@ def test_the_trainer_learns_from_the_very_numbers_that_serving_scored_by(shop: L
     assert labelling is not None
     labelling.take([served], EventBatch.of([]))
     (pool,) = labelling.pools(1)
-    logits = ranking.logits(pool)[:, 0] * ranking.ranker.slope[0].item() + ranking.ranker.shift[0].item()
+    logits = ranking.order(pool)[:, 0] * ranking.ranker.slope[0].item() + ranking.ranker.shift[0].item()
     learned = dict(zip(pool.keys.tolist(), 1 / (1 + np.exp(-logits.astype(np.float64))), strict=True))
     for item in slate.items:
         assert item.scores["purchase"] == pytest.approx(learned[key64("item", item.entity)], rel=2e-3)
@@ -130,6 +130,6 @@ def test_the_trainer_learns_from_the_very_numbers_that_serving_scored_by(shop: L
     np.testing.assert_array_equal(pool.pasts.time, history.time[-50:])
     assert served.past is not None
     assert {served.past.kinds[action] for action in pool.pasts.action[-4:]} == {"like"}
-    before = ranking.logits(pool)
+    before = ranking.order(pool)
     pool.pasts.entity[:] = key64("item", "nobody knows")
-    assert not np.allclose(ranking.logits(pool), before, atol=1e-2)  # canary: the history matters to what is compared
+    assert not np.allclose(ranking.order(pool), before, atol=1e-2)  # canary: the history matters to what is compared

@@ -1,0 +1,137 @@
+"""What each part of the one model brings on search, next item and related items: Amazon Beauty, validation actions.
+
+The setting of q3_canvases, on the action before each user's last one (the last ones are the test and are not looked
+at). One model of all three canvases is trained without one part, or with another history encoder, and every canvas is
+scored after each epoch; the epoch with the best mean NDCG@10 over canvases counts. `gain` is against the whole model
+with the default encoder, paired by user.
+
+    whole              as configured: histories pooled, words, every part
+    without words      `model.words: 0`: entities by id and category alone; a query says nothing then
+    without user rows  users have no row of their own (`families.user.admit_after` out of reach)
+    without history    histories of no event: the user's row speaks
+    half the canvases' share, other encoders and windows by name
+
+    python benchmarks/q3_ablation.py [--seeds 1] [--only "whole" "transformer, sessions"] [--users 1.0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench import Bench, say
+from mainstem.schema.config import ModelConfig
+from mainstem.train import RetrievalTrainer
+from mainstem.train.interactions import Interactions, Positives
+from mainstem.train.threads import torch_threads
+from q3_canvases import CANVASES, Shop, configure, load, score, train
+
+METRIC = "ndcg"
+Scores = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Changes to `model`, and how many epochs are looked at. past: whether histories have events."""
+
+    epochs: int = 5
+    model: dict[str, Any] = field(default_factory=dict)
+    past: bool = True
+
+
+def encoder(name: str, windows: str = "sessions", epochs: int = 8, **more: Any) -> Variant:
+    return Variant(epochs, {"history": {"encoder": name, "windows": windows, "dropout": 0.2, **more}})
+
+
+VARIANTS = {
+    "whole": Variant(),
+    "without words": Variant(model={"words": 0}),
+    "without user rows": Variant(model={"families": {"user": {"admit_after": 255}}}),
+    "without history": Variant(past=False),
+    "pooling, sliding windows": encoder("pooling", "sliding"),
+    "transformer, sessions": encoder("transformer", "sessions"),
+    "transformer, last window": encoder("transformer", "last", 20),
+    "transformer, sliding windows": encoder("transformer", "sliding", 20),
+    "transformer, mixed windows": encoder("transformer", "mixed", 20),
+    "hstu, sliding windows": encoder("hstu", "sliding", 20),
+}
+
+
+class WithoutPast(Positives):
+    """The same positives, their histories empty."""
+
+    def batch(self, rows: NDArray[np.int64]) -> Interactions:
+        whole = super().batch(rows)
+        return replace(whole, state=np.full(len(rows), -1), sequences=whole.sequences.take(np.zeros(0, np.int64)))
+
+
+def one(shop: Shop, variant: Variant, seed: int) -> dict[str, Any]:
+    """Scores of users by canvas in the best epoch, its number, and seconds of training up to it."""
+    if not variant.past:
+        fields = {name: getattr(shop.positives, name) for name in Positives.__dataclass_fields__}
+        shop = replace(shop, positives=WithoutPast(**fields))
+    model = {name: getattr(ModelConfig.model_validate(variant.model), name) for name in variant.model}
+    began, scoring = time.monotonic(), 0.0
+    best: dict[str, Any] = {}
+
+    def each(epoch: int, trainer: RetrievalTrainer) -> None:
+        nonlocal scoring
+        paused = time.monotonic()
+        scores = {canvas: score(shop, trainer, canvas, 1) for canvas in CANVASES}
+        mean = float(np.mean([found[METRIC].mean() for found in scores.values()]))
+        say("    " + ", ".join(f"{canvas} {found[METRIC].mean():.4f}" for canvas, found in scores.items()))
+        if not best or mean > best["mean"]:
+            best.update(mean=mean, epoch=epoch + 1, scores=scores, seconds=paused - began - scoring)
+        scoring += time.monotonic() - paused
+
+    train(shop, configure(CANVASES, variant.epochs, seed, **model), each)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    given = parser.parse_args()
+    shop = load(given.users)
+    names = list(dict.fromkeys(["whole", *given.only]))
+    found: dict[str, list[dict[str, Any]]] = {}
+    with Bench("q3_ablation", metric="mean NDCG@10 over canvases, validation", goal=None) as bench, torch_threads(1):
+        for name in names:
+            for seed in range(given.seeds):
+                say(f"{name}, seed {seed}")
+                found.setdefault(name, []).append(one(shop, VARIANTS[name], seed))
+            bench.part(name, **row(found[name], found["whole"]))
+        bench.report(
+            ours=bench.parts["whole"]["ours"], peer=None, peer_name="none", seeds=given.seeds,
+            keep=given.users == 1.0 and len(names) == len(VARIANTS),
+        )  # fmt: skip
+
+
+def row(mine: list[dict[str, Any]], whole: list[dict[str, Any]]) -> dict[str, Any]:
+    """A part of the report: NDCG@10 by canvas, and what is gained over the whole model, with its standard error."""
+    canvases = {}
+    for canvas in CANVASES:
+        values = np.mean([run["scores"][canvas][METRIC] for run in mine], axis=0)
+        gain = values - np.mean([run["scores"][canvas][METRIC] for run in whole], axis=0)
+        canvases[canvas] = {
+            METRIC: round(float(values.mean()), 4),
+            "hr": round(float(np.mean([run["scores"][canvas]["hr"].mean() for run in mine])), 4),
+            "gain": round(float(gain.mean()), 4),
+            "error": round(float(gain.std(ddof=1) / len(gain) ** 0.5), 4),
+        }
+    return {
+        "metric": "mean NDCG@10 over canvases", "ours": float(np.mean([run["mean"] for run in mine])),
+        "canvases": canvases, "epoch": [run["epoch"] for run in mine],
+        "seconds": [round(run["seconds"], 1) for run in mine],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Predictions of heads in numpy: `TaskHead.predict` with the weights as they were, for `NumpyScorer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mainstem.models.heads import (
+    BinaryHead,
+    LifetimeValueHead,
+    OrdinalHead,
+    TaskModule,
+    ValueHead,
+)
+from mainstem.models.heads.lifetime_value import FLOOR
+from mainstem.models.heads.protocol import VALUE_CAP
+
+__all__ = ["array", "numpy_head", "sigmoid"]
+
+Floats = NDArray[np.float32]
+Predict = Callable[[Floats], Floats]
+"""raw [n, outputs of the head] -> [n]"""
+
+
+def array(tensor: Tensor) -> Floats:
+    """A copy, float32 and contiguous."""
+    return np.ascontiguousarray(tensor.detach().cpu().numpy().astype(np.float32))
+
+
+def sigmoid(x: Floats) -> Floats:
+    """Of any shape."""
+    # tanh is stable on both sides, where 1 / (1 + exp(-x)) overflows
+    out: Floats = np.tanh(x * np.float32(0.5)).astype(np.float32)
+    out += 1.0
+    out *= 0.5
+    return out
+
+
+def numpy_head(task: TaskModule, slope: float, shift: float) -> Predict:
+    """The prediction of one head; slope, shift: the calibration of a binary one."""
+    if isinstance(task, BinaryHead):
+        return lambda raw: sigmoid(raw[:, 0] * np.float32(slope) + np.float32(shift))
+    if isinstance(task, ValueHead):
+        return _value(float(task.smearing))
+    if isinstance(task, OrdinalHead):
+        return _ordinal(array(task.levels), array(task.thresholds))
+    if isinstance(task, LifetimeValueHead):
+        return _lifetime_value
+    unit = np.float32(task.unit)
+    return lambda raw: unit * np.exp(np.minimum(raw[:, 0], np.float32(VALUE_CAP)))
+
+
+def _value(smearing: float) -> Predict:
+    def predict(raw: Floats) -> Floats:
+        grown = np.exp(np.clip(raw[:, 0], 0.0, VALUE_CAP)) * np.float32(smearing)
+        out: Floats = np.maximum(grown - np.float32(1.0), np.float32(0.0))
+        return out
+
+    return predict
+
+
+def _ordinal(levels: Floats, thresholds: Floats) -> Predict:
+    steps = np.diff(levels)
+
+    def predict(raw: Floats) -> Floats:
+        out: Floats = levels[0] + sigmoid(raw - thresholds) @ steps
+        return out
+
+    return predict
+
+
+def _lifetime_value(raw: Floats) -> Floats:
+    sigma = np.logaddexp(np.float32(0.0), raw[:, 2]) + np.float32(FLOOR)
+    log_size = np.minimum(raw[:, 1] + np.float32(0.5) * sigma * sigma, np.float32(VALUE_CAP))
+    out: Floats = sigmoid(raw[:, 0]) * np.exp(log_size)
+    return out
