@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from mainstem.schema.retrieval_config import RetrievalConfig
+from mainstem.schema.section import Section as _Section
 from mainstem.schema.time import MINUTE, parse_duration
 
 __all__ = [
@@ -54,10 +56,6 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
 
 SourceName = Literal["two_tower", "content", "cooccurrence", "popular", "popular_here", "popular_new", "owned"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class EventConfig(_Section):
@@ -246,6 +244,7 @@ class TrainConfig(_Section):
     retrieval_epochs: int = Field(default=2, ge=0)
     retrieval_batch: int = Field(default=1024, ge=16)
     retrieval_learning_rate: float = Field(default=0.05, gt=0)
+    retrieval: RetrievalConfig = RetrievalConfig()
     ranking_span: Duration = "42d"
     """Ranking examples are made from the requests of this long before the validation stretch."""
     ranking_slates: int = Field(default=10_000, ge=1)
