@@ -51,9 +51,10 @@ class RetrievalLearner:
         requests = towers.canvases.prepare(batch, towers.categories(batch.entity), rng)
         candidates = self.negatives.candidates(batch.entity, population, rng, lists)
         gathered, layout = towers.gather(batch, requests, candidates.keys, learn=True)
+        bodies = towers.bodies(gathered, layout)
         loss = self._loss(
-            towers.request_batch(gathered, layout, batch, requests),
-            towers.entity_batch(gathered, layout),
+            towers.request_batch(gathered, bodies, layout, batch, requests),
+            towers.entity_batch(bodies, layout),
             batch,
             requests,
             candidates,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mainstem.models.jagged import pick
+
 __all__ = ["among_others", "full_softmax", "mean", "plain_full_softmax"]
 
 # Logits that are looked at together: few enough to stay in a core's cache.
@@ -96,7 +98,7 @@ def among_others(
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, not {chunk}")
     bias = users.new_zeros(n) if log_q is None else -log_q.to(users.dtype)
-    own = (users * entities.index_select(0, targets)).sum(dim=1) + bias[targets]
+    own = (users * pick(entities, targets)).sum(dim=1) + bias[targets]
     if others is not None:
         bias = bias.masked_fill(~others, -torch.inf)
     pairs = torch.stack((torch.arange(b, device=targets.device), targets))
