@@ -9,12 +9,12 @@ The same model, the same positives and epochs; what differs is what each positiv
     + queue     and the positives of the 4 batches before
     full        the whole catalogue
 
-Beauty: the last but one action of each user, among all items but those that the user had before; the last one is not
-looked at. completejourney: purchases of a share of the households in the four weeks before the last four, which are not
+A share of the users of each set. Beauty: the last but one action of each, among all items but those that the user had
+before; the last one is not looked at. completejourney: purchases in the four weeks before the last four, which are not
 looked at, among all products bought before them. NDCG@10 and recall@100 of the entity that was taken, ties counted
 before it, mean over seeds; and the CPU seconds of training.
 
-    python benchmarks/negatives.py [--seeds 3] [--sets amazon-beauty completejourney] [--arms full] [--users 0.2]
+    python benchmarks/negatives.py [--seeds 3] [--sets amazon-beauty completejourney] [--arms full] [--users 1]
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "+ queue": {"queue": 4},
     "full": {"softmax": "full"},
 }
-EPOCHS = {"amazon-beauty": 3, "completejourney": 2}
+EPOCHS = {"amazon-beauty": 3, "completejourney": 1}
+USERS = {"amazon-beauty": 0.5, "completejourney": 0.1}  # shares
 PLAIN = "+ uniform"
 AT, RECALL_AT = 10, 100
 ASKED = 4_000
@@ -157,19 +158,18 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="of each set, instead of its own")
-    parser.add_argument("--users", type=float, default=1.0, help="share of the users of Beauty")
-    parser.add_argument("--households", type=float, default=0.2, help="share of those of completejourney")
+    parser.add_argument("--users", type=float, help="share of them, instead of each set's own")
     args = parser.parse_args()
-    whole = args.users == 1 and args.arms == list(ARMS) and args.sets == list(SETS) and args.epochs is None
+    whole = args.arms == list(ARMS) and args.sets == list(SETS) and args.epochs is args.users is None
     with torch_threads(1), Bench("negatives", metric=f"NDCG@{AT}, Beauty, validation, best arm", goal=None) as bench:
         found = {}
         for name in args.sets:
-            users = args.users if name == "amazon-beauty" else args.households
-            found[name] = measure(bench, name, args.arms, args.seeds, users, args.epochs or EPOCHS[name])
+            users, epochs = args.users or USERS[name], args.epochs or EPOCHS[name]
+            found[name] = measure(bench, name, args.arms, args.seeds, users, epochs)
         first = found[args.sets[0]]
         bench.report(
             ours=max(first.values()), peer=first.get(PLAIN), peer_name=f"in batch {PLAIN}", keep=whole,
-            households=args.households,
+            users=USERS,
         )  # fmt: skip
 
 

@@ -37,6 +37,10 @@ MIXTURES: dict[str, dict[str, Any]] = {
 }
 
 
+def slow(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def drawing(**changes: Any) -> RetrievalConfig:
     return RetrievalConfig.model_validate({"softmax": "sampled"} | changes)
 
@@ -61,7 +65,7 @@ ODDS = float(np.log(SKEW[0] / SKEW[-1]))
 
 def level(config: RetrievalConfig) -> float:
     """How much higher the two popular entities score than the others, in log-odds, where nobody has a taste."""
-    taken = np.random.default_rng(0).choice(60, 4_000, p=SKEW)
+    taken = np.random.default_rng(0).choice(60, 2_000, p=SKEW)
     events = [
         Event(event_id=str(i), time=T0 + i * DAY // 50, user=f"u{i % 50}", kind="purchase", entity=f"x{item}")
         for i, item in enumerate(taken)
@@ -88,25 +92,28 @@ def flipped(right: Callable[..., sources.Drawn]) -> Callable[..., sources.Drawn]
 LEVELS = {name: MIXTURES[name] for name in ("in batch", "popular", "queue", "all")}
 
 
-@pytest.mark.parametrize("name", [*LEVELS, "full"])
+@pytest.mark.parametrize("name", ["in batch", "popular", *slow("queue", "all", "full")])
 def test_scores_are_log_odds_of_being_taken(name: str) -> None:
     config = RetrievalConfig(softmax="full") if name == "full" else drawing(**LEVELS[name])
-    print(name, level(config), ODDS)
-    assert level(config) == pytest.approx(ODDS, abs=0.8)
+    found = level(config)
+    assert found == pytest.approx(ODDS, abs=0.6)
 
 
-@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("name", ["in batch", *slow("popular", "queue", "all")])
 def test_a_flipped_correction_is_seen_in_the_scores(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(negatives, "draw", flipped(negatives.draw))
-    print(name, level(drawing(**LEVELS[name])), ODDS)
-    assert level(drawing(**LEVELS[name])) < ODDS - 1.5
+    assert level(drawing(**LEVELS[name])) < ODDS - 1.2
 
 
-@pytest.mark.parametrize("factor", [0.1, 10.0])
-def test_a_share_that_is_off_by_a_factor_is_seen_in_the_scores(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources.ByPopularity, "log_missed", off_by(factor, sources.ByPopularity.log_missed))
-    print(factor, level(drawing(**LEVELS["popular"])), ODDS)
-    assert level(drawing(**LEVELS["popular"])) != pytest.approx(ODDS, abs=0.8)
+@pytest.mark.parametrize("estimate", ["ten times the share", *slow("even")])
+def test_a_wrong_estimate_of_the_share_is_seen_in_the_scores(estimate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = sources.ByPopularity.log_missed
+    wrong = {
+        "ten times the share": off_by(10.0, right),
+        "even": lambda self, keys: torch.full(keys.shape, -0.1).double(),
+    }
+    monkeypatch.setattr(sources.ByPopularity, "log_missed", wrong[estimate])
+    assert level(drawing(**LEVELS["popular"])) < ODDS - 1.2
 
 
 # ---- the chances -------------------------------------------------------------------------------------
@@ -131,7 +138,7 @@ def misfit(config: RetrievalConfig, samples: int = 1_200) -> float:
     seen, told = np.zeros(16), np.full(16, np.nan)
     share = population.shares().astype(np.float64)
     for step in range(-3, samples):  # three steps fill the queue
-        batch = np.concatenate([STOCK[:1], rng.choice(STOCK, 7, p=share / share.sum())])
+        batch = np.concatenate([population.keys[:1], rng.choice(population.keys, 7, p=share / share.sum())])
         found = tool.candidates(batch, population, rng, LISTS if config.hard.draws else None)
         tool.learned(batch[1:], population)
         assert found.log_q is not None
@@ -190,9 +197,7 @@ def test_with_everything_sampled_it_is_the_full_softmax() -> None:
     assert sampled == pytest.approx(full, rel=1e-5)
     a, b = (each.towers.entity_vectors(ITEM_KEYS) for each in (by_sample, by_all))
     np.testing.assert_allclose(a, b, atol=1e-5)
-    part, by_part = one_step(
-        drawing(uniform=1, hard={"draws": ITEMS // 2, "among": ITEMS}), purchases(days=4)
-    )  # canary
+    part, by_part = one_step(drawing(in_batch=False, uniform=9), purchases(days=4))  # canary
     assert part != pytest.approx(full, rel=1e-3)
     assert np.abs(by_part.towers.entity_vectors(ITEM_KEYS) - a).max() > 1e-3
 

@@ -109,7 +109,8 @@ class Negatives:
         for keys, then in self._queue:
             places = population.places(keys)
             known = places >= 0  # what nobody has taken for long is forgotten
-            queue.push(torch.from_numpy(places[known]), torch.from_numpy(then[known]))
+            if known.any():
+                queue.push(torch.from_numpy(places[known]), torch.from_numpy(then[known]))
         return queue
 
     def learned(self, positives: Keys, population: Population) -> None:
