@@ -16,7 +16,6 @@ from mainstem.schema.examples import Examples
 from mainstem.schema.ids import Keys, key64, keys64
 from mainstem.schema.position import START, Position
 from mainstem.schema.records import Entity, Event
-from mainstem.schema.retrieval_config import RetrievalConfig
 from mainstem.schema.time import DAY
 from mainstem.train import Towers, Trainer
 
@@ -28,7 +27,6 @@ CONFIG = Config(
     model=ModelConfig(dim=16, hidden=[16]),
     train=TrainConfig(
         retrieval_batch=256, retrieval_epochs=3, ranking_epochs=2, ranking_learning_rate=0.01, threads=1,
-        retrieval=RetrievalConfig(softmax="sampled"),  # so small a world would be learned by the full one
     ),
 )  # fmt: skip
 ITEM_KEYS = keys64("item", [str(i) for i in range(ITEMS)])

@@ -42,7 +42,7 @@ def slow(*names: str) -> list[Any]:
 
 
 def drawing(**changes: Any) -> RetrievalConfig:
-    return RetrievalConfig.model_validate({"softmax": "sampled"} | changes)
+    return RetrievalConfig.model_validate(changes)
 
 
 def with_negatives(config: RetrievalConfig, **train: Any) -> Config:

@@ -15,6 +15,7 @@ class PopularConfig(Section):
     """Negatives drawn by how often they are taken."""
 
     draws: int = Field(default=0, ge=0, le=1_000_000)
+    """A step."""
     power: float = Field(default=0.75, ge=0, le=2)
     """1 draws by the share of positives, as a batch does; 0 evenly among what is taken at all."""
 
@@ -34,11 +35,11 @@ class HardConfig(Section):
 class RetrievalConfig(Section):
     """What retrieval learns against (see the-model.md). Whatever is drawn, log Q corrects for how."""
 
-    softmax: Literal["auto", "full", "sampled"] = "auto"
-    """`full`: every entity that was ever taken, in each step; `sampled`: the negatives below; `auto`: full as long as
-    these are at most `full_up_to`. Learning from the stream takes `full` for `auto`."""
+    softmax: Literal["auto", "full", "sampled"] = "sampled"
+    """`full`: every entity that was ever taken, in each step; `sampled`: the negatives below; `auto`: full while there
+    are at most `full_up_to` of these entities. Learning from the stream takes `full` for `auto`."""
     full_up_to: int = Field(default=2_000, ge=0)
-    """Entities."""
+    """Entities that cost a step about as much as its own sample does."""
     in_batch: bool = True
     """The positives of a batch are negatives of its other users."""
     uniform: int = Field(default=1_024, ge=0, le=1_000_000)
