@@ -137,11 +137,11 @@ class Towers:
         of the batch's newest positive. What is only drawn as a negative, or stands in a history, does neither.
         """
         words, query = self.words.of_queries(requests.query, batch.queries)
-        made, (candidates, *places) = self._distinct(entities, requests.source, batch.sequences.entity)
+        made, (candidates, source, event) = self._distinct(entities, requests.source, batch.sequences.entity)
         if len(entities) and candidates[-1] != len(entities):
             raise ValueError("an entity stands twice among the candidates")
         keys, offsets, weights = made.summed()
-        layout = Layout(len(entities), *places, offsets, weights, query)
+        layout = Layout(len(entities), source, event, offsets, weights, query)
         roles = {
             "made of": keys,
             "user": np.where(requests.personal, batch.user[requests.positive], 0).astype(np.uint64),
