@@ -247,6 +247,13 @@ def test_the_full_softmax_is_for_few_entities_and_online_always_is(
         assert found == wanted
 
 
+def test_positives_that_nobody_counted_are_refused() -> None:
+    unknown = keys64("item", ["unknown"])
+    for choice in ("full", "sampled"):
+        with pytest.raises(ValueError, match="must count the positives"):
+            Negatives(drawing(softmax=choice)).candidates(unknown, stock(), np.random.default_rng(0))
+
+
 def test_nothing_is_mined_online_or_where_all_are_candidates() -> None:
     hard = {"draws": 1, "among": 5}
     assert Negatives(drawing(hard=hard)).mines(stock())

@@ -39,7 +39,7 @@ class RetrievalConfig(Section):
     """`full`: every entity that was ever taken, in each step; `sampled`: the negatives below; `auto`: full while there
     are at most `full_up_to` of these entities. Learning from the stream takes `full` for `auto`."""
     full_up_to: int = Field(default=2_000, ge=0)
-    """Entities that cost a step about as much as its own sample does."""
+    """Entities; by default about as many as the candidates of a sampled step."""
     in_batch: bool = True
     """The positives of a batch are negatives of its other users."""
     uniform: int = Field(default=1_024, ge=0, le=1_000_000)

@@ -74,8 +74,13 @@ class Negatives:
     def candidates(
         self, positives: Keys, population: Population, rng: np.random.Generator, lists: Ints | None = None
     ) -> Candidates:
-        """The candidates of a step on positives uint64 [b] of the population; lists int64 [s, k]: see `mine`."""
+        """The candidates of a step on positives uint64 [b]; lists int64 [s, k]: see `mine`.
+
+        Raises ValueError where the population lacks one of the positives.
+        """
         places = population.places(positives)
+        if (places < 0).any():
+            raise ValueError("the population must count the positives of a step before it")
         if self.full(population):
             return Candidates(population.keys, places)
         share, sources = self._sources(population)
