@@ -26,7 +26,7 @@ CONFIG = Config(
     entities={"item": EntityTypeConfig(attributes={"parity": "category"})},
     model=ModelConfig(dim=16, hidden=[16]),
     train=TrainConfig(
-        retrieval_batch=256, retrieval_epochs=3, ranking_epochs=2, ranking_learning_rate=0.01, threads=1
+        retrieval_batch=256, retrieval_epochs=3, ranking_epochs=2, ranking_learning_rate=0.01, threads=1,
     ),
 )  # fmt: skip
 ITEM_KEYS = keys64("item", [str(i) for i in range(ITEMS)])

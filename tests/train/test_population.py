@@ -1,4 +1,4 @@
-"""Shares are shares; the half-life halves; what is forgotten is not drawn; checkpoints change nothing."""
+"""Shares are shares; the half-life halves; what is not taken for long is forgotten; checkpoints change nothing."""
 
 import math
 
@@ -38,16 +38,22 @@ def test_shares_are_those_of_a_dictionary(steps: list[list[int]], half_life: flo
     for one in (stock, half):
         one.add(keys(1, 2))
     np.testing.assert_array_equal(stock.share(keys(*range(11))), half.share(keys(*range(11))))
-    np.testing.assert_array_equal(stock.draw(20, np.random.default_rng(0)), half.draw(20, np.random.default_rng(0)))
+    np.testing.assert_array_equal(stock.keys, half.keys)
+    np.testing.assert_array_equal(stock.shares(), stock.share(stock.keys))
+    assert stock.places(keys(*range(11))).tolist() == [
+        stock.keys.tolist().index(key) if key in stock.keys.tolist() else -1 for key in range(11)
+    ]
 
 
-def test_draws_are_even_over_what_there_is() -> None:
-    stock = Population()
-    assert len(stock.draw(5, np.random.default_rng(0))) == 0
-    stock.add(keys(*[7] * 1000, 8, 9))
-    drawn, times = np.unique(stock.draw(3000, np.random.default_rng(0)), return_counts=True)
-    assert drawn.tolist() == [7, 8, 9]
-    assert times.min() > 900
+def test_it_says_when_it_has_changed() -> None:
+    stock, seen = Population(half_life=1.0), set[int]()
+    for change in (lambda: None, lambda: stock.add(keys(7, 8)), lambda: stock.load(stock.state())):
+        change()
+        seen.add(stock.changes)
+    assert len(seen) == 3
+    before = stock.changes
+    stock.share(keys(7))
+    assert stock.changes == before
 
 
 def test_what_nobody_takes_any_more_is_forgotten_and_weights_stay_finite(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,36 +9,31 @@ import torch
 from checkerboard import CONFIG, ITEM_KEYS, ITEMS, T0, catalog_of, purchases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learned_towers import (
+    HOME,
+    NOTHING,
+    SIMILAR,
+    nearest,
+    past,
+    positives_of,
+    share_right,
+    trained,
+    trainer_of,
+    user_vector,
+)
 
 from mainstem.catalog import MemoryCatalog
-from mainstem.join.sessions import GAP, session_starts
+from mainstem.join.sessions import GAP
 from mainstem.models.history import How
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config, HistoryConfig
-from mainstem.schema.ids import Keys, keys64
+from mainstem.schema.ids import keys64
 from mainstem.schema.records import Event
 from mainstem.schema.time import DAY
-from mainstem.train import RetrievalTrainer, Towers, new_towers, retrieval
-from mainstem.train.interactions import HISTORY, Positives, Sequences, notes
+from mainstem.train import RetrievalTrainer, Towers, new_towers
+from mainstem.train.interactions import HISTORY, Positives
 from mainstem.train.towers import Request
 from mainstem.train.words import Words
-
-HOME, SIMILAR = 1, 2
-NOTHING: Keys = np.zeros(0, np.uint64)
-
-
-def positives_of(events: EventBatch, interest: dict[str, float] | None = None) -> Positives:
-    return Positives.of(events, interest or {"purchase": 1.0}, session_starts)
-
-
-def trained(events: EventBatch, epochs: int = 3, config: Config = CONFIG) -> RetrievalTrainer:
-    torch.manual_seed(0)
-    trainer = RetrievalTrainer(new_towers(config, catalog_of()), positives_of(events), config.model, config.train)
-    rng = np.random.default_rng(0)
-    for epoch in range(epochs):
-        losses = [loss for loss, _ in trainer.epoch(np.arange(len(trainer.positives)), rng, epoch)]
-    assert np.isfinite(losses).all()
-    return trainer
 
 
 def with_history(**changes: object) -> Config:
@@ -49,30 +44,6 @@ def with_history(**changes: object) -> Config:
 @pytest.fixture(scope="module")
 def learned() -> RetrievalTrainer:
     return trained(purchases(), epochs=4)
-
-
-def past(items: Keys, time: int = T0) -> Sequences:
-    n = len(items)
-    if not n:
-        return Sequences.none()
-    noted = notes(np.zeros(n), np.full(n, HOME), np.ones(n))
-    return Sequences(items, noted, np.full(n, time), np.array([time + DAY]), np.array([0, n]))
-
-
-def user_vector(towers: Towers, items: Keys, user: int = 0) -> np.ndarray:
-    return towers.request_vector(Request(HOME, user, past(items), NOTHING, 0, NOTHING))
-
-
-def share_right(towers: Towers) -> float:
-    """Share of the half of the items nearest to a visitor who took three even (odd) ones that are even (odd)."""
-    return nearest(towers, [user_vector(towers, ITEM_KEYS[parity : parity + 6 : 2]) for parity in (0, 1)])
-
-
-def nearest(towers: Towers, asked: list[np.ndarray]) -> float:
-    """Share of the half of the items nearest to the first (second) vector that is even (odd)."""
-    vectors = towers.entity_vectors(ITEM_KEYS)
-    found = [(np.argsort(-vectors @ one)[: ITEMS // 2] % 2 == parity).mean() for parity, one in enumerate(asked)]
-    return float(np.mean(found))
 
 
 def test_learns_the_checkerboard(learned: RetrievalTrainer) -> None:
@@ -205,10 +176,6 @@ def times_between(data: Positives, first: int, last: int) -> np.ndarray:
     return data.time[first : last + 1]
 
 
-def trainer_of(data: Positives) -> RetrievalTrainer:
-    return RetrievalTrainer(new_towers(CONFIG, catalog_of()), data, CONFIG.model, CONFIG.train)
-
-
 @settings(max_examples=150, deadline=None)
 @given(rows_of_events)
 def test_histories_are_strictly_before_the_session(rows: list[tuple[str, int, str | None, str]]) -> None:
@@ -311,29 +278,3 @@ def test_what_comes_up_only_later_is_not_learned_as_unwanted() -> None:
     assert trainer.population.share(trainer.entities).sum() == pytest.approx(1)
     list(trainer.epoch(np.arange(len(data)), np.random.default_rng(0)))  # canary
     assert trainer.towers.table.find(new) >= 0
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_what_is_taken_often_scores_higher_and_with_the_flipped_correction_lower(
-    sign: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retrieval, "UNIFORM", 0)
-    right = retrieval.log_inclusion
-    monkeypatch.setattr(retrieval, "log_inclusion", lambda *args: sign * right(*args))
-    taken = np.random.default_rng(0).choice(60, 4_000, p=[0.25, 0.25, *[0.5 / 58] * 58])
-    events = [
-        Event(event_id=str(i), time=T0 + i * DAY // 50, user=f"u{i % 50}", kind="purchase", entity=f"x{item}")
-        for i, item in enumerate(taken)
-    ]
-    config = CONFIG.train.model_copy(update={"retrieval_batch": 16})
-    torch.manual_seed(0)
-    trainer = RetrievalTrainer(
-        new_towers(CONFIG, catalog_of()), positives_of(EventBatch.of(events)), CONFIG.model, config
-    )
-    for _ in range(2):
-        list(trainer.epoch(np.arange(len(events)), np.random.default_rng(0)))
-    keys = keys64("item", [f"x{i}" for i in range(60)])
-    users = np.mean([user_vector(trainer.towers, keys[[i]]) for i in range(60)], axis=0)
-    scores = trainer.towers.entity_vectors(keys) @ users
-    gap = scores[:2].mean() - scores[2:].mean()
-    assert gap > 0.1 if sign == 1 else gap < 0.0

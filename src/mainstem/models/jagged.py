@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from mainstem.schema.keyrows import compiled
 
-__all__ = ["bag", "padded", "plain_bag", "segment_ids", "segment_log_sum_exp", "segment_sum"]
+__all__ = ["bag", "padded", "pick", "plain_bag", "segment_ids", "segment_log_sum_exp", "segment_sum"]
 
 _COMPILED = (torch.float32, torch.float64)
 
@@ -65,6 +65,11 @@ def bag(rows: Tensor, places: Tensor, offsets: Tensor, weights: Tensor | None = 
         out: Tensor = _Bag.apply(rows, places, offsets, weights)  # type: ignore[no-untyped-call]
         return out
     return plain_bag(rows, places, offsets, weights)
+
+
+def pick(rows: Tensor, places: Tensor) -> Tensor:
+    """The rows [u, d] at these places int64 [n]: [n, d]. A `bag` of one row each, for the sake of its gradient."""
+    return bag(rows, places, torch.arange(len(places) + 1, device=places.device))
 
 
 def plain_bag(rows: Tensor, places: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:

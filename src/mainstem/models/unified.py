@@ -27,7 +27,7 @@ from mainstem.models.history import (
     Transformer,
     TransformerConfig,
 )
-from mainstem.models.jagged import bag
+from mainstem.models.jagged import bag, pick
 
 __all__ = ["PARTS", "Asked", "EncoderConfig", "Unified", "UnifiedConfig", "encoder_of"]
 
@@ -155,4 +155,4 @@ class Unified(nn.Module):
     def at(self, states: Tensor, places: Tensor) -> Tensor:
         """States [b, width] at these places int64 [b]; the encoder's `empty` at -1: nothing was done yet."""
         table = torch.cat((states, self.encoder.empty[None]))
-        return table.index_select(0, torch.where(places < 0, len(states), places))
+        return pick(table, torch.where(places < 0, len(states), places))

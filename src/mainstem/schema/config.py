@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mainstem.schema.head_config import HeadConfig
 from mainstem.schema.ranking_config import RankingConfig
+from mainstem.schema.retrieval_config import RetrievalConfig
 from mainstem.schema.section import Duration, Name, Section
 from mainstem.schema.storage_config import StorageConfig
 from mainstem.schema.time import MINUTE, parse_duration
@@ -226,6 +227,7 @@ class TrainConfig(Section):
     retrieval_epochs: int = Field(default=2, ge=0)
     retrieval_batch: int = Field(default=1024, ge=16)
     retrieval_learning_rate: float = Field(default=0.05, gt=0)
+    retrieval: RetrievalConfig = RetrievalConfig()
     ranking_span: Duration = "42d"
     """Ranking examples are made from the requests of this long before the validation stretch."""
     ranking_slates: int = Field(default=10_000, ge=1)

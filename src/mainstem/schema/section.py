@@ -21,4 +21,6 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
 
 class Section(BaseModel):
+    """Unknown keys are refused; what stands below a key is its meaning."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -6,8 +6,9 @@ canvases.py      which requests, of which canvases, a positive is the right answ
 words.py         what entities say of themselves and what is searched for, as keys
 interactions.py  positives with their users' histories, from a whole log
 histories.py     the same, online
-population.py    how often entities are taken: Q of the logQ correction, and even draws
-retrieval.py     a step of the towers (sampled softmax, logQ), and epochs of them
+population.py    how often entities are taken: Q of the logQ correction
+negatives.py     what each positive is told from: all that was taken, or a drawn mixture with log Q
+retrieval.py     a step of the towers (full or sampled softmax), and epochs of them
 ranking.py       trains the ranking network on replayed or joined examples, and calibrates it
 ranking_loss.py  what it minimises: an order loss of binary heads, the own loss of the others
 meetings.py      which candidates meet which histories, for a ranking network that reads them

@@ -81,7 +81,7 @@ class OnlineLearner:
     ) -> None:  # fmt: skip
         self.config, self.towers, self.catalog = config, towers, catalog
         self.ranking, self.labelling = ranking, labelling
-        self.retrieval = RetrievalLearner(towers, config.model, config.train)
+        self.retrieval = RetrievalLearner(towers, config.model, config.train, online=True)
         self.population = Population(HALF_LIFE)
         self.histories = Histories()
         self.rng = np.random.default_rng(config.train.seed)
@@ -224,6 +224,7 @@ class OnlineLearner:
         return {
             "module": self.towers.module.state_dict(),
             "adam": self.retrieval.adam.state_dict(),
+            "negatives": self.retrieval.negatives.state(),
             "ranking": self.ranking.state(),
             "labels": np.frombuffer(b"" if self.labelling is None else self.labelling.state(), np.uint8).copy(),
             "population": self.population.state(),
@@ -236,6 +237,8 @@ class OnlineLearner:
         """Take up what `state` gave; the table is loaded by itself."""
         self.towers.module.load_state_dict(state["module"])
         self.retrieval.adam.load_state_dict(state["adam"])
+        # a release that held no batches wrote none
+        self.retrieval.negatives.load(state.get("negatives", {"queue": []}))
         self.ranking.load(state["ranking"])
         if self.labelling is not None:
             self.labelling.load(state["labels"].tobytes())

@@ -1,4 +1,4 @@
-"""Which entities are taken, and how often lately: Q of the logQ correction, and what even draws draw from."""
+"""Which entities are taken, and how often lately: Q of the logQ correction, and what negatives are drawn from."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Population:
         if not half_life > 0:
             raise ValueError(f"half_life {half_life} must be above 0")
         self.half_life = half_life
+        self.changes = 0
+        """How often it has changed: what was made from its counts is of now while this stands."""
         self._set(np.zeros(0, np.uint64), np.zeros(0))
 
     def _set(self, keys: Keys, counts: NDArray[np.float64]) -> None:
@@ -55,6 +57,7 @@ class Population:
         """Count positives, in order of time."""
         if not len(entities):
             return
+        self.changes += 1
         unique, times = np.unique(entities, return_counts=True)
         places = self._places.find(unique)
         new = np.flatnonzero(places < 0)
@@ -72,15 +75,19 @@ class Population:
             kept = counts >= LEAST
             self._set(self._keys[kept], counts[kept])
 
+    def places(self, entities: Keys) -> NDArray[np.int64]:
+        """Where each stands in `keys`: int64 [n]; -1 where it is not known."""
+        return self._places.find(entities)
+
     def share(self, entities: Keys) -> Floats:
         """The part of all positives that each entity is: float32 [n]; 0 where it is not known."""
         places = self._places.find(entities)
         counts = np.where(places >= 0, self._counts[np.maximum(places, 0)] if len(self) else 0.0, 0.0)
         return (counts / max(self._total, 1e-300)).astype(np.float32)
 
-    def draw(self, n: int, rng: np.random.Generator) -> Keys:
-        """n entities, evenly and with repeats; none where there are none."""
-        return self._keys[rng.integers(0, len(self), n)] if len(self) else self._keys
+    def shares(self) -> Floats:
+        """The part of all positives that each of `keys` is: float32 [n]."""
+        return (self._counts / max(self._total, 1e-300)).astype(np.float32)
 
     def state(self) -> dict[str, Any]:
         """For `load`: keys, counts in units of the next positive."""
@@ -88,6 +95,7 @@ class Population:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave. Raises StoreError where it does not fit."""
+        self.changes += 1
         keys, counts = state["keys"], state["counts"]
         if keys.dtype != np.uint64 or keys.shape != counts.shape:
             raise StoreError(f"population: keys {keys.dtype} {keys.shape}, counts {counts.shape}")

@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from mainstem.models.losses import log_inclusion, sampled_softmax
+from mainstem.models.losses import full_softmax, sampled_softmax
 from mainstem.schema.config import ModelConfig, TrainConfig
+from mainstem.train.canvases import Requests
 from mainstem.train.interactions import Interactions, Positives, ranges
+from mainstem.train.negatives import Candidates, Negatives, mine, others
 from mainstem.train.population import Population
 from mainstem.train.towers import Towers
 
@@ -21,43 +25,39 @@ __all__ = ["RetrievalLearner", "RetrievalTrainer"]
 
 Ints = NDArray[np.int64]
 
-# Evenly drawn negatives beside those of the batch: they reach the entities that nobody takes.
-UNIFORM = 1024
 # Learning rate of the towers' networks, for a full batch.
 ADAM_RATE = 1e-3
 
 
 class RetrievalLearner:
-    """One optimizer step at a time: the table learns by its families' optimizers, the towers by Adam."""
+    """One optimizer step at a time: the table learns by its families' optimizers, the towers by Adam. online: see
+    `Negatives`."""
 
-    def __init__(self, towers: Towers, model: ModelConfig, train: TrainConfig) -> None:
+    def __init__(self, towers: Towers, model: ModelConfig, train: TrainConfig, *, online: bool = False) -> None:
         self.towers, self.model, self.train = towers, model, train
+        self.negatives = Negatives(train.retrieval, online=online)
         self.adam = torch.optim.Adam(towers.module.parameters(), lr=ADAM_RATE)
 
-    def step(self, batch: Interactions, population: Population, rng: np.random.Generator) -> float:
-        """One step on b > 0 positives, which `population` counts already; the loss before it.
+    def step(
+        self, batch: Interactions, population: Population, rng: np.random.Generator, lists: Ints | None = None
+    ) -> float:
+        """One step on b > 0 positives, which `population` counts already; the loss before it. lists: mined for it.
 
-        One look-up for all roles (law 7). Negatives are the batch's other positives and even draws from the
-        population, which is drawn from before the look-up. Raises FloatingPointError, changing no weight, where the
-        loss or a row's gradient is not finite.
+        One look-up for all roles (law 7), with negatives drawn before. Raises FloatingPointError, changing no weight,
+        where the loss or a row's gradient is not finite.
         """
         towers = self.towers
         towers.module.train()
         requests = towers.canvases.prepare(batch, towers.categories(batch.entity), rng)
-        draws = min(UNIFORM, len(population))
-        candidates = np.unique(np.concatenate([batch.entity, population.draw(draws, rng)]))
-        places = np.searchsorted(candidates, batch.entity)
-        gathered, layout = towers.gather(batch, requests, candidates, learn=True)
-        share = torch.from_numpy(population.share(candidates))
-        loss = sampled_softmax(
-            towers.request_batch(gathered, layout, batch, requests),
-            towers.entity_batch(gathered, layout),
-            torch.from_numpy(candidates.view(np.int64)),
-            log_inclusion(share, len(batch) - 1, draws, len(population)),
-            self.model.temperature,
-            targets=torch.from_numpy(places[requests.positive]),
-            weights=torch.from_numpy(batch.interest[requests.positive]),
-            excluded=torch.from_numpy(_others(batch, places, len(candidates))[requests.positive]),
+        candidates = self.negatives.candidates(batch.entity, population, rng, lists)
+        gathered, layout = towers.gather(batch, requests, candidates.keys, learn=True)
+        bodies = towers.bodies(gathered, layout)
+        loss = self._loss(
+            towers.request_batch(gathered, bodies, layout, batch, requests),
+            towers.entity_batch(bodies, layout),
+            batch,
+            requests,
+            candidates,
         )
         # the other canvases' requests come on top of what a positive teaches as such
         loss = loss * float(batch.interest[requests.positive].sum() / batch.interest.sum())
@@ -72,7 +72,23 @@ class RetrievalLearner:
             raise FloatingPointError("the loss of a step or its gradient is not finite")
         self.adam.step()
         towers.lookup.apply_gradients(self.train.retrieval_learning_rate)
+        self.negatives.learned(batch.entity, population)
         return float(loss.detach())
+
+    def _loss(
+        self, asked: Tensor, entities: Tensor, batch: Interactions, requests: Requests, candidates: Candidates
+    ) -> Tensor:
+        """The mean over requests asked [m, dim], of what each would have among entities [c, dim]."""
+        targets = torch.from_numpy(candidates.places[requests.positive])
+        weights = torch.from_numpy(batch.interest[requests.positive])
+        excluded = torch.from_numpy(others(batch.user, candidates.places, requests.positive))
+        temperature = self.model.temperature
+        if candidates.log_q is None:
+            return full_softmax(asked, entities, targets, temperature, weights=weights, excluded=excluded)
+        return sampled_softmax(
+            asked, entities, None, candidates.log_q, temperature,
+            targets=targets, weights=weights, drawn=candidates.drawn, excluded=excluded,
+        )  # fmt: skip
 
 
 class RetrievalTrainer:
@@ -85,10 +101,11 @@ class RetrievalTrainer:
         self.draw_from(np.arange(len(positives)))
 
     def draw_from(self, rows: Ints) -> None:
-        """Say which positives batches come from: Q of the logQ correction is their distribution, and even draws are
-        of their entities alone. Those that come up only later must not be learned as unwanted before they exist."""
+        """Say which positives batches come from: Q of the logQ correction is their distribution, and negatives are
+        their entities alone. Those that come up only later must not be learned as unwanted before they exist."""
         self.population = Population()
         self.population.add(self.positives.entity[rows])
+        self.learner.negatives.forget()
 
     def epoch(self, rows: Ints, rng: np.random.Generator, number: int = 0) -> Iterator[tuple[float, int]]:
         """One pass over these positives, in random order; yields each step's loss and how many positives it had.
@@ -96,9 +113,17 @@ class RetrievalTrainer:
         rows: places, rising. number: of the epoch, which `windows` of histories take turns by.
         """
         self.draw_from(rows)
-        for batch in self._batches(rows, rng, number):
-            if len(batch) > 1:
-                yield self.learner.step(batch, self.population, rng), len(batch)
+        for batch, lists in self._mined(batch for batch in self._batches(rows, rng, number) if len(batch) > 1):
+            yield self.learner.step(batch, self.population, rng, lists), len(batch)
+
+    def _mined(self, batches: Iterator[Interactions]) -> Iterator[tuple[Interactions, Ints | None]]:
+        """Each batch with its lists, if any are mined: of some batches at a time, by the weights before their steps."""
+        if not self.learner.negatives.mines(self.population):
+            yield from ((batch, None) for batch in batches)
+            return
+        hard = self.train.retrieval.hard
+        while some := list(itertools.islice(batches, hard.every)):
+            yield from zip(some, list(mine(self.towers, some, self.population, hard.among)), strict=True)
 
     def _batches(self, rows: Ints, rng: np.random.Generator, number: int) -> Iterator[Interactions]:
         size, how = self.train.retrieval_batch, self.learner.model.history.windows
@@ -126,14 +151,6 @@ class RetrievalTrainer:
             target = np.searchsorted(self.entities, batch.entity)
             hits += int((best.indices.numpy() == target[:, None]).any(axis=1).sum())
         return hits / max(len(rows), 1)
-
-
-def _others(batch: Interactions, places: Ints, candidates: int) -> NDArray[np.bool_]:
-    """Which candidates each positive's user took besides, in this batch: bool [b, c]. They are no negatives."""
-    _, who = np.unique(batch.user, return_inverse=True)
-    taken = np.zeros((who.max() + 1, candidates), np.bool_)
-    taken[who, places] = True
-    return taken[who]
 
 
 def _in_turn(sizes: Ints, most: int, rng: np.random.Generator) -> Iterator[Ints]:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from mainstem.models import Asked, NumpyRequests, Unified
 from mainstem.models.history import Histories, Pooling
+from mainstem.models.jagged import pick
 from mainstem.schema.ids import Keys
+from mainstem.schema.keyrows import unique_places
 from mainstem.schema.protocols import Catalog, Floats
 from mainstem.train.canvases import Canvases, Requests
 from mainstem.train.interactions import Interactions, Sequences
@@ -29,35 +31,56 @@ TABLE = "towers"
 # Feature families of the table, and which one the keys of each role belong to.
 FAMILIES = ("user", "entity", "attribute", "word")
 USER, ENTITY, ATTRIBUTE, WORD = range(4)
-# What an entity is made of, a role each.
-MADE_OF = {"": ENTITY, " attribute": ATTRIBUTE, " word": WORD}
+# The roles whose keys may earn rows and count as seen, and their families.
+SEEN = {"taken": ENTITY, "taken attribute": ATTRIBUTE, "taken word": WORD, "taken user": USER, "query": WORD}
 # The attribute that `Context.category` is a value of.
 CATEGORY = "category"
 # Single-valued fields of the context that speak for a request.
 FIELDS = (CATEGORY,)
 
 Ints = NDArray[np.int64]
+NONE: Ints = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the words of gathered entities, sources, entities of the past and queries begin: int64 [n + 1] each; and
-    `event` int64 [t]: which entity of the past each event is of."""
+    """Where things stand in a look-up. Each entity has one body, whatever it is asked for as; body 0 is of none.
 
-    entity: Ints
+    entities: the candidates' bodies are 1 .. entities. source int64 [m], event int64 [t]: the bodies of the requests'
+    sources and of the events of the past. offsets int64 [n + 1], weights float32 [k]: the keys of each body, and what
+    each counts in its sum. query int64 [m + 1]: where the words of each request's query begin.
+    """
+
+    entities: int
     source: Ints
-    past: Ints
-    query: Ints
     event: Ints
+    offsets: Ints
+    weights: Floats
+    query: Ints
 
 
 @dataclass(frozen=True, slots=True)
 class _MadeOf:
-    """Keys by role, each role's family, and where each entity's words begin."""
+    """The keys that speak for n entities: fixed uint64 [n, 1 + attributes], words uint64 [w]; spelled int64 [n + 1]:
+    where each one's words begin."""
 
-    roles: dict[str, Keys]
-    families: dict[str, int]
-    offsets: Ints
+    fixed: Keys
+    words: Keys
+    spelled: Ints
+
+    def summed(self) -> tuple[Keys, Ints, Floats]:
+        """Keys uint64 [k] of one entity after the other, offsets int64 [n + 1], and weights float32 [k]: an entity is
+        the sum of its own row, its attributes' and the mean of its words'."""
+        n, width = self.fixed.shape
+        offsets = np.arange(n + 1) * width + self.spelled
+        at = (offsets[:-1, None] + np.arange(width)).ravel()
+        spoken = np.ones(offsets[-1], np.bool_)
+        spoken[at] = False
+        keys, weights = np.empty(len(spoken), np.uint64), np.ones(len(spoken), np.float32)
+        keys[at], keys[spoken] = self.fixed.ravel(), self.words
+        sizes = np.diff(self.spelled)
+        weights[spoken] = np.repeat(1 / np.maximum(sizes, 1), sizes)
+        return keys, offsets, weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,58 +136,52 @@ class Towers:
         learn: for a training step. What the users took, and the users, may then earn rows and count as seen at the time
         of the batch's newest positive. What is only drawn as a negative, or stands in a history, does neither.
         """
-        words, word_offsets = self.words.of_queries(requests.query, batch.queries)
-        distinct, event = np.unique(batch.sequences.entity, return_inverse=True)
-        entity, source = self._made_of("entity", entities), self._made_of("source", requests.source)
-        past = self._made_of("past", distinct)
-        roles = entity.roles | source.roles | past.roles | {
+        words, query = self.words.of_queries(requests.query, batch.queries)
+        made, (candidates, source, event) = self._distinct(entities, requests.source, batch.sequences.entity)
+        if len(entities) and candidates[-1] != len(entities):
+            raise ValueError("an entity stands twice among the candidates")
+        keys, offsets, weights = made.summed()
+        layout = Layout(len(entities), source, event, offsets, weights, query)
+        roles = {
+            "made of": keys,
             "user": np.where(requests.personal, batch.user[requests.positive], 0).astype(np.uint64),
             "category": requests.category,
             "query": words,
-        }  # fmt: skip
-        families = entity.families | source.families | past.families
-        families |= {"user": USER, "category": ATTRIBUTE, "query": WORD}
-        layout = Layout(entity.offsets, source.offsets, past.offsets, word_offsets, event)
+        }
         if not learn:
-            return self.lookup.gather(roles, families=families, create=False, gradient=False), layout
+            return self.lookup.gather(roles, create=False, gradient=False), layout
         # a sight of a user is a positive of theirs, however many requests it answers
-        taken = self._made_of("taken", batch.entity)
-        seen = taken.roles | {"taken user": batch.user}
-        families |= taken.families | {"taken user": USER}
-        time = int(batch.time.max())
-        creating = (*seen, "query")
-        return self.lookup.gather(roles | seen, families=families, time=time, create=creating), layout
+        taken = self._made_of(batch.entity)
+        roles |= {
+            "taken": batch.entity, "taken attribute": taken.fixed[:, 1:].ravel(), "taken word": taken.words,
+            "taken user": batch.user,
+        }  # fmt: skip
+        return self.lookup.gather(roles, families=SEEN, time=int(batch.time.max()), create=SEEN.keys()), layout
 
-    def _made_of(self, prefix: str, entities: Keys) -> _MadeOf:
-        """The keys that speak for these entities, by role."""
-        keys = self.entity_keys(entities)
-        words, offsets = self.words.of(entities)
-        parts = np.ascontiguousarray(keys[:, 0]), keys[:, 1:].ravel(), words
-        roles = {f"{prefix}{name}": part for name, part in zip(MADE_OF, parts, strict=True)}
-        return _MadeOf(roles, {f"{prefix}{name}": family for name, family in MADE_OF.items()}, offsets)
+    def _distinct(self, *asked: Keys) -> tuple[_MadeOf, list[Ints]]:
+        """What all these entities are made of, each once after key 0, in order of appearance; and which one each is."""
+        distinct, place = unique_places(np.concatenate(asked))
+        return self._made_of(distinct), np.split(place, np.cumsum([len(each) for each in asked[:-1]]))
+
+    def _made_of(self, entities: Keys) -> _MadeOf:
+        return _MadeOf(self.entity_keys(entities), *self.words.of(entities))
 
     # ---- vectors of a batch --------------------------------------------------------------------------
 
-    def entity_batch(self, gathered: Gathered, layout: Layout) -> Tensor:
-        """Vectors [n, dim] of the entities whose keys were gathered."""
-        return self.module.entity(self._bodies(gathered, "entity", layout.entity))
+    def bodies(self, gathered: Gathered, layout: Layout) -> Tensor:
+        """What each entity of the look-up is made of: [n, dim]."""
+        offsets, weights = torch.from_numpy(layout.offsets), torch.from_numpy(layout.weights)
+        return self.module.body(gathered.rows, gathered.places["made of"], offsets, weights)
 
-    def _bodies(self, gathered: Gathered, prefix: str, offsets: Ints) -> Tensor:
-        """An entity's own row, its attributes', and the mean of its words': [n, dim]."""
-        own, attributes, words = (gathered.places[f"{prefix}{name}"] for name in MADE_OF)
-        n, k = len(own), len(self.attributes)
-        fixed = torch.cat([own[:, None], attributes.reshape(n, k)], dim=1)
-        bodies = self.module.body(gathered.rows, fixed.ravel(), torch.arange(n + 1) * (k + 1))
-        return bodies + self._mean(gathered, words, offsets) if len(words) else bodies
+    def entity_batch(self, bodies: Tensor, layout: Layout) -> Tensor:
+        """Vectors [c, dim] of the candidates."""
+        return self.module.entity(bodies[1 : 1 + layout.entities])
 
-    def _mean(self, gathered: Gathered, places: Tensor, offsets: Ints) -> Tensor:
-        sizes = np.diff(offsets)
-        weights = np.repeat(1 / np.maximum(sizes, 1), sizes).astype(np.float32)
-        return self.module.body(gathered.rows, places, torch.from_numpy(offsets), torch.from_numpy(weights))
-
-    def request_batch(self, gathered: Gathered, layout: Layout, batch: Interactions, requests: Requests) -> Tensor:
-        """Vectors [m, dim] of the requests that were gathered."""
-        states = self.module.states(self._histories(gathered, layout.past, layout.event, batch.sequences))
+    def request_batch(
+        self, gathered: Gathered, bodies: Tensor, layout: Layout, batch: Interactions, requests: Requests
+    ) -> Tensor:
+        """Vectors [m, dim] of the requests."""
+        states = self.module.states(_histories(bodies, layout.event, batch.sequences))
         told = torch.from_numpy(np.where(requests.personal, batch.state[requests.positive], -1))
         has_source, has_category = (torch.from_numpy(keys != 0) for keys in (requests.source, requests.category))
         user = torch.from_numpy(requests.personal & (batch.user[requests.positive] != 0))
@@ -172,20 +189,18 @@ class Towers:
             canvas=torch.from_numpy(requests.canvas),
             user=gathered.take("user"), knows_user=user,
             history=self.module.at(states, told),
-            sources=self._bodies(gathered, "source", layout.source), has_sources=has_source,
+            sources=pick(bodies, torch.from_numpy(layout.source)), has_sources=has_source,
             fields=gathered.take("category")[:, None], has_field=has_category[:, None],
-            query=self._mean(gathered, gathered.places["query"], layout.query),
-            has_query=torch.from_numpy(np.diff(layout.query) > 0),
+            query=self._mean(gathered, layout.query), has_query=torch.from_numpy(np.diff(layout.query) > 0),
         )  # fmt: skip
         return self.module.request(asked)
 
-    def _histories(self, gathered: Gathered, offsets: Ints, event: Ints, past: Sequences) -> Histories:
-        bodies = self._bodies(gathered, "past", offsets)
-        return Histories(
-            bodies.index_select(0, torch.from_numpy(event)), torch.from_numpy(past.action()),
-            torch.from_numpy(past.canvas()), torch.from_numpy(past.value()), torch.from_numpy(past.time),
-            torch.from_numpy(past.offsets), torch.from_numpy(past.asked),
-        )  # fmt: skip
+    def _mean(self, gathered: Gathered, offsets: Ints) -> Tensor:
+        """The mean of each query's words: [m, dim]."""
+        sizes = np.diff(offsets)
+        weights = np.repeat(1 / np.maximum(sizes, 1), sizes).astype(np.float32)
+        of = torch.from_numpy(offsets), torch.from_numpy(weights)
+        return self.module.body(gathered.rows, gathered.places["query"], *of)
 
     # ---- vectors to serve ----------------------------------------------------------------------------
 
@@ -196,9 +211,10 @@ class Towers:
         parts = [np.zeros((0, self.table.dim), np.float32)]
         for start in range(0, len(entities), chunk):
             some = entities[start : start + chunk]
-            made = self._made_of("entity", some)
-            gathered = self.lookup.gather(made.roles, create=False, gradient=False)
-            parts.append(self.module.entity(self._bodies(gathered, "entity", made.offsets)).numpy())
+            keys, offsets, weights = self._made_of(some).summed()
+            gathered = self.lookup.gather({"made of": keys}, create=False, gradient=False)
+            layout = Layout(len(some), NONE, NONE, offsets, weights, NONE)
+            parts.append(self.module.entity(self.bodies(gathered, layout)).numpy())
         return np.concatenate(parts)
 
     def known_vectors(self, entities: Keys) -> Floats:
@@ -213,7 +229,8 @@ class Towers:
         """Unit vectors float32 [m, dim] of requests as of then."""
         self.module.eval()
         gathered, layout = self.gather(batch, requests, batch.entity[:0])
-        found: Floats = self.request_batch(gathered, layout, batch, requests).numpy()
+        bodies = self.bodies(gathered, layout)
+        found: Floats = self.request_batch(gathered, bodies, layout, batch, requests).numpy()
         return found
 
     def vectors_before(self, batch: Interactions) -> Floats:
@@ -258,27 +275,37 @@ class Towers:
         """Unit vector float32 [dim] of one request; zeros where nothing is known of it."""
         if not request.known():
             return np.zeros(self.table.dim, np.float32)
-        distinct, event = np.unique(request.sequences.entity, return_inverse=True)
-        made, past = self._made_of("source", request.sources), self._made_of("past", distinct)
-        roles = made.roles | past.roles | {
-            "user": np.array([request.user], np.uint64),
+        made, (source, event) = self._distinct(request.sources, request.sequences.entity)
+        keys, offsets, weights = made.summed()
+        layout = Layout(0, source, event, offsets, weights, np.array([0, len(request.query)]))
+        roles = {
+            "made of": keys, "user": np.array([request.user], np.uint64),
             "category": np.array([request.category], np.uint64), "query": request.query,
         }  # fmt: skip
         gathered = self.lookup.gather(roles, create=False, gradient=False)
-        states = self.module.states(self._histories(gathered, past.offsets, event, request.sequences))
-        bodies = self._bodies(gathered, "source", made.offsets)
+        bodies = self.bodies(gathered, layout)
+        states = self.module.states(_histories(bodies, event, request.sequences))
+        sources = pick(bodies, torch.from_numpy(source))
         asked = Asked(
             canvas=torch.tensor([request.canvas]),
             user=gathered.take("user"), knows_user=torch.tensor([request.user != 0]),
             history=self.module.at(states, torch.tensor([len(states) - 1])),
-            sources=bodies.sum(dim=0, keepdim=True) / max(len(bodies), 1),
-            has_sources=torch.tensor([len(bodies) > 0]),
+            sources=sources.sum(dim=0, keepdim=True) / max(len(sources), 1),
+            has_sources=torch.tensor([len(sources) > 0]),
             fields=gathered.take("category")[:, None], has_field=torch.tensor([[request.category != 0]]),
-            query=self._mean(gathered, gathered.places["query"], np.array([0, len(request.query)])),
+            query=self._mean(gathered, layout.query),
             has_query=torch.tensor([len(request.query) > 0]),
         )  # fmt: skip
         found: Floats = self.module.request(asked)[0].numpy()
         return found
+
+
+def _histories(bodies: Tensor, event: Ints, past: Sequences) -> Histories:
+    return Histories(
+        pick(bodies, torch.from_numpy(event)), torch.from_numpy(past.action()),
+        torch.from_numpy(past.canvas()), torch.from_numpy(past.value()), torch.from_numpy(past.time),
+        torch.from_numpy(past.offsets), torch.from_numpy(past.asked),
+    )  # fmt: skip
 
 
 def _means(rows: Floats, offsets: Ints) -> Floats:

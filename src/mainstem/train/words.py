@@ -51,10 +51,9 @@ class Words:
         known = rows >= 0
         with self._lock:
             self._reserve(int(rows.max(initial=0)) + 1)
-            unread, first = np.unique(np.where(known & (self._start[rows] == UNREAD), rows, -1), return_index=True)
-            for row, at in zip(unread.tolist(), first.tolist(), strict=True):
-                if row >= 0:
-                    self._read(row, int(entities[at]))
+            for at in np.flatnonzero(known & (self._start[rows] == UNREAD)).tolist():
+                if self._start[rows[at]] == UNREAD:  # else it stands twice here
+                    self._read(int(rows[at]), int(entities[at]))
             start = np.where(known, self._start[rows], 0)
             places, offsets = ranges(start, start + np.where(known, self._length[rows], 0))
             return self._arena[places], offsets

@@ -86,12 +86,12 @@ def _fitted(sets: Tensor, log_q: Tensor) -> Tensor:
     """
     kind, sample, target = torch.meshgrid(torch.arange(2), torch.arange(len(sets)), torch.arange(N), indexing="ij")
     kind, sample, target = kind.flatten(), sample.flatten(), target.flatten()
-    users, weights, left_out = torch.eye(2)[kind], TAKES[kind, target], ~sets[sample]
+    users, weights, pairs = torch.eye(2)[kind], TAKES[kind, target], (~sets[sample]).nonzero().T
     scores = torch.zeros(2, N, requires_grad=True)
 
     def loss() -> Tensor:
         keys = torch.arange(N)
-        sampled = sampled_softmax(users, scores.T, keys, log_q, 1.0, targets=target, weights=weights, excluded=left_out)
+        sampled = sampled_softmax(users, scores.T, keys, log_q, 1.0, targets=target, weights=weights, excluded=pairs)
         return sampled + 1e-4 * scores.mean(dim=1).square().sum()  # the constant of each kind's scores is free
 
     minimise(loss, scores, steps=40)
@@ -127,8 +127,9 @@ def test_with_the_correction_the_scores_are_those_of_the_full_softmax(name: str)
 def test_in_batch_and_uniform_are_log_inclusion() -> None:
     generator = torch.Generator().manual_seed(0)
     positives = _positives(B, generator)
-    keys, log_q, targets = draw([InBatch(positives, SHARE), Uniform(N, 7)], positives, generator)
+    keys, log_q, targets, drawn = draw([InBatch(positives, SHARE), Uniform(N, 7)], positives, generator)
     torch.testing.assert_close(log_q, log_inclusion(SHARE[keys], B - 1, 7, N))
+    assert drawn.all()
     assert (keys.diff() > 0).all()
     assert (keys[targets] == positives).all()
     again = draw([InBatch(positives, SHARE), Uniform(N, 7)], positives, torch.Generator().manual_seed(1))
@@ -185,3 +186,28 @@ def test_a_queue_forgets_the_oldest_and_corrects_by_the_share_at_the_time() -> N
     assert float(queue.log_missed(torch.tensor([0])).exp()) == pytest.approx(0.99**2)
     with pytest.raises(ValueError, match="at least one"):
         Queue(share, 0)
+
+
+def test_what_no_source_drew_is_a_positive_alone() -> None:
+    """Whose chance to be drawn is Uniform's must not be a negative because another user took it."""
+    generator = torch.Generator().manual_seed(0)
+    positives = torch.tensor([3, 5, 3])
+    keys, log_q, targets, drawn = draw([Uniform(N, 2)], positives, generator)
+    assert keys[~drawn].tolist() == sorted({3, 5} - set(keys[drawn].tolist()))
+    users, vectors = torch.randn(3, 4, generator=generator), torch.randn(len(keys), 4, generator=generator)
+    got = sampled_softmax(users, vectors, None, log_q, 1.0, targets=targets, drawn=drawn)
+    logits = users @ vectors.T - log_q
+    own = torch.nn.functional.one_hot(targets, len(keys)).bool()
+    want = torch.nn.functional.cross_entropy(logits.masked_fill(~(drawn | own), -torch.inf), targets)
+    torch.testing.assert_close(got, want)
+    assert not torch.isclose(got, torch.nn.functional.cross_entropy(logits, targets))  # canary
+
+
+def test_a_lone_candidate_is_right_whatever_its_chance() -> None:
+    alone = torch.tensor([4])
+    keys, log_q, targets, drawn = draw([InBatch(alone, SHARE)], alone, torch.Generator().manual_seed(0))
+    assert (keys.tolist(), log_q.tolist(), targets.tolist(), drawn.tolist()) == ([4], [0.0], [0], [True])
+    users, vectors = torch.randn(1, 4, requires_grad=True), torch.randn(1, 4)
+    loss = sampled_softmax(users, vectors, None, log_q, targets=targets)
+    assert float(loss.detach()) == 0
+    assert torch.autograd.grad(loss, users)[0].tolist() == [[0.0] * 4]

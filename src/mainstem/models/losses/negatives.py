@@ -7,8 +7,8 @@ Each source draws entities and knows the chance that it misses one. A mixture mi
 so that one rule corrects any mixture, repeats and accidental hits included: the sample is a set (see
 `sampled_softmax`). Entities are places 0 .. n - 1 in the catalogue; who owns the keys translates.
 
-    keys, log_q, targets = draw([InBatch(positives, share), Uniform(n, 1024)], positives, generator)
-    loss = sampled_softmax(users, vectors_of(keys), keys, log_q, targets=targets)
+    keys, log_q, targets, drawn = draw([InBatch(positives, share), Uniform(n, 1024)], positives, generator)
+    loss = sampled_softmax(users, vectors_of(keys), None, log_q, targets=targets, drawn=drawn)
 
 | source | draws | reaches |
 |---|---|---|
@@ -50,27 +50,36 @@ class NegativeSource(Protocol):
 
 
 class Drawn(NamedTuple):
-    """keys int64 [c]: distinct, rising; log_q float32 [c]; targets int64 [b]: where each positive stands in keys."""
+    """keys int64 [c]: distinct, rising; log_q float32 [c]; targets int64 [b]: where each positive stands in keys; drawn
+    bool [c]: whether a source drew it, or it is there as a positive alone."""
 
     keys: Tensor
     log_q: Tensor
     targets: Tensor
+    drawn: Tensor
 
 
 def draw(sources: Sequence[NegativeSource], positives: Tensor, generator: torch.Generator) -> Drawn:
     """The candidates of a step: the positives int64 [b] and what the sources draw, with log Q of the mixture.
 
     On the CPU, where the look-up is. Raises ValueError where no source could have drawn one of the positives: then Q is
-    0, and that the entity is among the candidates at all would give it away. Add `Uniform`.
+    0, and that the entity is among the candidates at all would give it away. Add `Uniform`. A lone candidate is right
+    for certain, whatever Q is; it is then taken for 1.
     """
-    keys = torch.unique(torch.cat([positives, *(source.draw(generator) for source in sources)]))
+    found = torch.cat([positives[:0], *(source.draw(generator) for source in sources)])
+    keys = torch.unique(torch.cat([positives, found]))
+    drawn = torch.zeros(len(keys), dtype=torch.bool)
+    drawn[torch.searchsorted(keys, found)] = True
+    targets = torch.searchsorted(keys, positives)
+    if len(keys) == 1:
+        return Drawn(keys, torch.zeros(1), targets, drawn)
     missed = torch.zeros(len(keys), dtype=torch.float64)
     for source in sources:
         missed = missed + source.log_missed(keys)
     log_q = torch.log(-torch.expm1(missed))
     if not bool(log_q.isfinite().all()):
         raise ValueError("some candidates have no chance to be drawn: add Uniform")
-    return Drawn(keys, log_q.float(), torch.searchsorted(keys, positives))
+    return Drawn(keys, log_q.float(), targets, drawn)
 
 
 def _missed(share: Tensor, draws: int) -> Tensor:
@@ -176,9 +185,11 @@ class Queue:
     def __len__(self) -> int:
         return sum(len(keys) for keys, _ in self._held)
 
-    def push(self, positives: Tensor) -> None:
-        """Take in a batch int64 [b], after its step; the oldest leaves when the queue is full."""
-        self._held.append((positives.clone(), self.share[positives].double().log()))
+    def push(self, positives: Tensor, share: Tensor | None = None) -> None:
+        """Take in a batch int64 [b], after its step; the oldest leaves when the queue is full. share [b]: what each was
+        when it came, today's by default."""
+        share = self.share[positives] if share is None else share
+        self._held.append((positives.clone(), share.double().log()))
 
     def draw(self, generator: torch.Generator) -> Tensor:
         return torch.cat([keys for keys, _ in self._held]) if self._held else torch.zeros(0, dtype=torch.int64)

@@ -1,10 +1,11 @@
-"""Sampled softmax over in-batch and uniform negatives, with the logQ correction."""
+"""Sampled softmax with the logQ correction."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from mainstem.models.losses.softmax import among_others, mean
 
 __all__ = ["log_inclusion", "sampled_softmax"]
 
@@ -24,12 +25,13 @@ def log_inclusion(share: Tensor, in_batch: int, uniform: int, catalogue: int) ->
 def sampled_softmax(
     users: Tensor,
     candidates: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     log_q: Tensor,
     temperature: float = 0.1,
     *,
     targets: Tensor | None = None,
     weights: Tensor | None = None,
+    drawn: Tensor | None = None,
     excluded: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of each user's positive among the distinct candidates, corrected for how these were drawn.
@@ -39,15 +41,18 @@ def sampled_softmax(
         of it: each candidate's logit is lowered by log Q, the log of its chance of being in the sample.
         Without it popular entities, which are drawn often, are pushed down for being drawn.
     Inputs
-        users [b, d]; candidates [c, d]; keys int64 [c]: which entity each candidate is; log_q float [c]: see
-        `log_inclusion`; targets int64 [b]: the candidate that is the positive of each user, by default user i's at
-        place i, followed by extra negatives; weights float >= 0 [b]; excluded bool [b, c]: pairs to
-        leave out (a user's other positives), read where a key stands first.
+        users [b, d]; candidates [c, d]; keys int64 [c]: which entity each candidate is, or None where all are
+        different; log_q float [c]: see `negatives`; targets int64 [b]: the candidate that is the positive of each user,
+        by default user i's at place i, followed by extra negatives; weights float >= 0 [b]; drawn bool [c]: false for
+        candidates that are there as somebody's positive alone, no negative of others, read where a key stands first;
+        excluded int64 [2, p]: pairs (user, candidate) to leave out (a user's other positives), wherever else the key
+        stands too.
     Requirements
         vectors already normalised if cosines are meant; the same vector wherever a key is repeated. The sample is taken
         as a set: each key counts once, so no accidental hit (the positive again among the negatives) remains,
         and an entity that is in nearly every batch (expected count above 1) is not over-corrected, as it is
-        where repeats stay and Q is the expected count.
+        where repeats stay and Q is the expected count. The matrix [b, c] is made in pieces, as `full_softmax` does;
+        there is no second derivative.
     Relations
         with every entity a candidate and log_q constant it is the full softmax; `listwise_softmax` is its form
         where the candidates are a given slate and nothing was sampled.
@@ -62,16 +67,13 @@ def sampled_softmax(
     """
     if targets is None:
         targets = torch.arange(len(users), device=users.device)
-    distinct, group = torch.unique(keys, return_inverse=True)
-    places = torch.arange(len(keys), device=keys.device)
-    first = places.new_full((len(distinct),), len(keys)).scatter_reduce(0, group, places, "amin")
-    target = group[targets]
-    # one fused product: the [b, c] matrix is the largest thing here by far, and is passed over once
-    logits = torch.addmm(-log_q[first], users / temperature, candidates[first].T)
-    if excluded is not None:
-        own = functional.one_hot(target, len(distinct)).bool()
-        logits = logits.masked_fill(excluded[:, first] & ~own, -torch.inf)
-    losses = functional.cross_entropy(logits, target, reduction="none")
-    if weights is None:
-        return losses.mean()
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-12)
+    if keys is not None:
+        distinct, group = torch.unique(keys, return_inverse=True)
+        places = torch.arange(len(keys), device=keys.device)
+        first = places.new_full((len(distinct),), len(keys)).scatter_reduce(0, group, places, "amin")
+        candidates, log_q, targets = candidates[first], log_q[first], group[targets]
+        drawn = None if drawn is None else drawn[first]
+        if excluded is not None:
+            excluded = torch.stack((excluded[0], group[excluded[1]]))
+    losses = among_others(users / temperature, candidates, targets, log_q, others=drawn, excluded=excluded)
+    return mean(losses, weights)
