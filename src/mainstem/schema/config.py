@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from mainstem.schema.text_config import TextConfig
 from mainstem.schema.time import MINUTE, parse_duration
 
 __all__ = [
@@ -53,7 +54,9 @@ Duration = Annotated[str, AfterValidator(_duration)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 
 
-SourceName = Literal["two_tower", "content", "cooccurrence", "popular", "popular_here", "popular_new", "owned"]
+SourceName = Literal[
+    "two_tower", "content", "cooccurrence", "popular", "popular_here", "popular_new", "category", "owned"
+]
 
 
 class _Section(BaseModel):
@@ -130,7 +133,8 @@ class CanvasConfig(_Section):
     limit: int = Field(default=20, ge=1, le=1000)
     deadline: Duration = "200ms"
     sources: dict[SourceName, SourceConfig] = {}
-    """Candidates by source; a source that is not named here is not asked. Empty: the default mix."""
+    """Candidates by source; a source that is not named here is not asked. Empty: the default mix, without `category`
+    unless the request names one."""
     candidates: int = Field(default=500, ge=1, le=10_000)
     """Candidates scored at most, taken in turn from the sources."""
     order: dict[str, float] = {}
@@ -200,6 +204,7 @@ class ModelConfig(_Section):
     """Of the retrieval softmax over normalised vectors."""
     words: int = Field(default=16, ge=0, le=1000)
     """Words of an entity's text, and of a query, that speak for it; 0 for none."""
+    text: TextConfig = TextConfig()
     history: HistoryConfig = HistoryConfig()
     families: dict[Literal["user", "entity", "attribute", "word"], FamilyConfig] = {
         "user": FamilyConfig(),
@@ -307,7 +312,10 @@ class ServeConfig(_Section):
     """Writes are refused (503) while the state is more records than this behind the log."""
 
 
-_SCHEMES = {"log": ("sqlite", "memory"), "history": ("file",), "state": ("lmdb", "memory"), "weights": ("file",)}
+_SCHEMES = {
+    "log": ("sqlite", "memory"), "history": ("file",), "state": ("lmdb", "memory"), "weights": ("file",),
+    "text": ("file", "memory"),
+}  # fmt: skip
 
 
 class StorageConfig(_Section):
@@ -318,8 +326,10 @@ class StorageConfig(_Section):
     state: str = "lmdb:///{data}/state"
     weights: str = "file:///{data}/weights"
     """A local folder, or any URL that fsspec knows (s3://bucket/folder, with mainstem[remote] and its package)."""
+    text: str = "file:///{data}/text"
+    """Text vectors, which can be made again; nothing without `model.text.encoder`."""
 
-    @field_validator("log", "history", "state", "weights")
+    @field_validator("log", "history", "state", "weights", "text")
     @classmethod
     def _scheme_is_known(cls, url: str, info: ValidationInfo) -> str:
         scheme, slashes, _ = url.partition("://")
