@@ -154,7 +154,7 @@ def test_a_rebuild_says_what_it_was_begun_on(tmp_path: Path, monkeypatch: pytest
     store = weights.open(str(tmp_path))
     monkeypatch.setattr(store, "versions", lambda line: next(versions))
     monkeypatch.setattr(curriculum.weights, "open", lambda url: store)
-    monkeypatch.setattr(curriculum, "Trainer", lambda *given: begun.append(given[-1]) or Nothing())
+    monkeypatch.setattr(curriculum, "Trainer", lambda *given: begun.append(given[4]) or Nothing())
     config = online_config()
     log = eventlog.open("memory://", history="file:///nowhere")
     with store.trainer_lock("main"):

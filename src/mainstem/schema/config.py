@@ -133,8 +133,7 @@ class CanvasConfig(_Section):
     limit: int = Field(default=20, ge=1, le=1000)
     deadline: Duration = "200ms"
     sources: dict[SourceName, SourceConfig] = {}
-    """Candidates by source; a source that is not named here is not asked. Empty: the default mix, without `category`
-    unless the request names one."""
+    """Candidates by source, no other is asked. Empty: a default mix, with `category` where the request names one."""
     candidates: int = Field(default=500, ge=1, le=10_000)
     """Candidates scored at most, taken in turn from the sources."""
     order: dict[str, float] = {}
