@@ -90,7 +90,11 @@ class EventBatch:
             offset=np.asarray(offsets if offsets is not None else np.full(len(events), -1), np.int64),
             canvas=_keys("canvas", events, [e.canvas for e in events]),
             query=_keys("query", events, [e.query for e in events]),
-            setting=np.array([keyed[setting] for setting in settings] or [NO_KEY] * len(events), np.uint64),
+            setting=(
+                np.fromiter((keyed[setting] for setting in settings), np.uint64, len(events))
+                if settings
+                else np.zeros(len(events), np.uint64)
+            ),
             kinds=tuple(kinds),
             queries=queries,
             settings={key: setting for setting, key in keyed.items() if key},

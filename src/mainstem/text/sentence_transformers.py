@@ -27,7 +27,7 @@ class SentenceTransformersEncoder:
             raise MissingExtra("text", f"sentence-transformers://{model}") from error
         self._model: Any = library.SentenceTransformer(model, device="cpu")
         self.name = f"sentence-transformers://{model}"
-        # renamed in version 5
+        # the newer name first: the older one warns
         width = getattr(self._model, "get_embedding_dimension", None) or self._model.get_sentence_embedding_dimension
         self.dim = int(width())
         self.version = f"sentence-transformers-{model}-{self.dim}"
