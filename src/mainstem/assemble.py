@@ -127,7 +127,10 @@ def _wire(config: Config, base: Path, claim: bool, undo: ExitStack) -> Parts:
     last_good = partial(_last_good, kept)
     pipeline = Pipeline(config, catalog, store, sources, current, last_good, _pool_of(pool), lines)
     sinks: list[Sink] = [keeper.entities_changed for keeper in keepers.values()]
-    sinks += [part.entities_changed for part in (content, categories) if part is not None]
+    if content:
+        sinks.append(content.entities_changed)
+    if categories:
+        sinks.append(categories.entities_changed)
     follower = Follower(
         log, catalog, store, sinks, forget=[kept.forget], sweeps=[kept.expire], entities=EventEntities.of(config),
         place_extra=config.features.place,

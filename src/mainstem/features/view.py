@@ -46,7 +46,8 @@ class View:
         """How popular each of these is in window number `window`: float32 [n]; 0 where it is unknown."""
         window = min(window, len(self._store.popularity.ring.spans) - 1)
         asked = Candidates(np.asarray(entities, np.uint64))
-        return self._store.popularity.windows(self._reading, asked)[window]
+        found: Floats = self._store.popularity.windows(self._reading, asked)[window]
+        return found
 
     def neighbours(self, entities: Keys, weights: Floats, limit: int) -> Scored:
         return self._store.cooccurrence.neighbours(self._reading, np.asarray(entities, np.uint64), weights, limit)

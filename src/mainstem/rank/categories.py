@@ -53,7 +53,8 @@ class Categories:
 
     def among(self, keys: Keys, code: int) -> NDArray[np.bool_]:
         """Mask [n] of the entities whose category has this code now."""
-        return self.catalog.codes(CATEGORY, self.catalog.rows(keys)) == code
+        mask: NDArray[np.bool_] = self.catalog.codes(CATEGORY, self.catalog.rows(keys)) == code
+        return mask
 
     def of(self, code: int, most: int) -> Keys | None:
         """Keys of the entities whose category has this code: uint64 [n], rising; None where they are more than so many,

@@ -53,7 +53,8 @@ def setting_keys(settings: Keys, known: Mapping[int, Setting]) -> Keys:
     """The keys of each field's value, uint64 [n, fields], of settings uint64 [n] as `EventBatch` has them."""
     distinct, place = np.unique(settings, return_inverse=True)
     of = [known.get(key, NOTHING).keys() for key in distinct.tolist()]
-    return np.array(of, np.uint64).reshape(-1, len(Setting._fields))[place]
+    found: Keys = np.array(of, np.uint64).reshape(-1, len(Setting._fields))[place]
+    return found
 
 
 class SlateSettings:

@@ -88,4 +88,5 @@ class Texts:
         """float32 [width]; zeros without one."""
         if self.kept is None or not query:
             return np.zeros(self.width, np.float32)
-        return self.kept.queries([query])[0]
+        found: Floats = self.kept.queries([query])[0]
+        return found
