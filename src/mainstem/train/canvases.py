@@ -75,7 +75,8 @@ class Canvases:
         """Of each positive the request of its user on the first canvas that learns from events, all told."""
         b, canvas = len(batch), self.feeds[0] if len(self.feeds) else UNKNOWN
         setting = setting_keys(batch.setting, batch.settings)
-        return Requests(np.arange(b), np.full(b, canvas), np.ones(b, np.bool_), *np.zeros((3, b), np.uint64), setting)
+        nothing = np.zeros(b, np.uint64)
+        return Requests(np.arange(b), np.full(b, canvas), np.ones(b, np.bool_), nothing, nothing, nothing, setting)
 
     def prepare(self, batch: Interactions, category: Keys, rng: np.random.Generator) -> Requests:
         """The requests that these positives answer; category uint64 [b]: that of each one's entity.
@@ -105,8 +106,8 @@ class Canvases:
                 for name, part in given.items()
             ]
             parts.append((rows, np.full(len(rows), place), told, *from_))
-        positive, *others = (np.concatenate(column) for column in zip(*parts, strict=True))
+        positive, asked, personal, source, of, query = (np.concatenate(column) for column in zip(*parts, strict=True))
         setting = setting_keys(batch.setting, batch.settings)[positive]
         if setting.any():
             setting[rng.random(setting.shape) < UNTOLD] = 0
-        return Requests(positive, *others, setting)
+        return Requests(positive, asked, personal, source, of, query, setting)
