@@ -151,7 +151,8 @@ def _pipeline(source: Curriculum, store: Any, arm: Arm) -> Pipeline:
         assert arm.live is not None
         return arm.live.answers
 
-    return Pipeline(source.config, source.catalog, store, sources_of(source.config, current, source.content), current)
+    sources = sources_of(source.config, current, source.content, source.categories)
+    return Pipeline(source.config, source.catalog, store, sources, current)
 
 
 @dataclass(frozen=True, slots=True)

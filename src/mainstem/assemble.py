@@ -27,6 +27,7 @@ from mainstem.catalog import EventEntities, MemoryCatalog
 from mainstem.eventlog.connections import lock_writer
 from mainstem.live import LiveModel, LiveModels
 from mainstem.rank import ModelVersion, Pipeline
+from mainstem.rank.categories import Categories, PopularInCategory
 from mainstem.rank.question import Question
 from mainstem.rank.retrieve import DEFAULT_MIX
 from mainstem.rank.sources import Content, Cooccurrence, Owned, Popular, Source, TwoTower
@@ -41,6 +42,7 @@ from mainstem.schema.records import Entity, Served, Slate
 from mainstem.schema.time import DAY
 from mainstem.slates import SlateStore
 from mainstem.slates.recorder import Recorder
+from mainstem.text.kept import KeptTexts
 from mainstem.weights import LineReader, Snapshots
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "assemble",
     "backfill",
     "open_log",
+    "open_texts",
     "sources_of",
 ]
 
@@ -112,19 +115,22 @@ def _wire(config: Config, base: Path, claim: bool, undo: ExitStack) -> Parts:
     # One search runs in the request's own thread, the others beside it as far as there are cores.
     pool = ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 2), thread_name_prefix="search")
     undo.callback(pool.shutdown)
+    texts = open_texts(config, base)
     keepers = {
-        line: ModelKeeper(LineReader(snapshots, line), LiveModels(config, catalog, store, line))
+        line: ModelKeeper(LineReader(snapshots, line), LiveModels(config, catalog, store, line, texts))
         for line in dict.fromkeys(("main", *config.serve.lines))
     }
     lines = {line: partial(_answers, keeper) for line, keeper in keepers.items()}
     current = lines["main"]
-    content = ContentVectors.open(config, catalog)
-    sources = sources_of(config, current, content)
+    content, categories = ContentVectors.open(config, catalog), Categories.open(config, catalog)
+    sources = sources_of(config, current, content, categories)
     last_good = partial(_last_good, kept)
     pipeline = Pipeline(config, catalog, store, sources, current, last_good, _pool_of(pool), lines)
     sinks: list[Sink] = [keeper.entities_changed for keeper in keepers.values()]
     if content:
         sinks.append(content.entities_changed)
+    if categories:
+        sinks.append(categories.entities_changed)
     follower = Follower(
         log, catalog, store, sinks, forget=[kept.forget], sweeps=[kept.expire], entities=EventEntities.of(config),
         place_extra=config.features.place,
@@ -147,6 +153,11 @@ def open_log(config: Config, base: Path = Path(), *, claim: bool = False) -> Log
     """The log alone: a reader until its first append, unless it claims to be the writer at once."""
     urls = storage_urls(config, base)
     return eventlog.open(urls.log, history=urls.history, config=config.log, claim=claim)
+
+
+def open_texts(config: Config, base: Path = Path()) -> KeptTexts | None:
+    """The encoder that `model.text` names with what it has encoded; None where it names none."""
+    return text.keep(config.model.text.encoder, storage_urls(config, base).text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +293,7 @@ class ContentVectors:
 
 
 def sources_of(
-    config: Config, current: Callable[[], ModelVersion], content: ContentVectors | None
+    config: Config, current: Callable[[], ModelVersion], content: ContentVectors | None, categories: Categories | None
 ) -> tuple[Source, ...]:
     """Every source there is; canvases choose among them by limit."""
     week = min(1, len(config.features.popularity_windows) - 1)
@@ -296,4 +307,6 @@ def sources_of(
     ]
     if content:
         sources.append(Content(content.index, content.encoder.encode))
+    if categories:
+        sources.append(PopularInCategory(categories, week))
     return tuple(sources)

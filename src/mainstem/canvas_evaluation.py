@@ -38,7 +38,7 @@ class CanvasEvaluation:
     ) -> None:
         self.config, self.catalog, self.events, self.k = source.config, source.catalog, events, k
         self.requests = CanvasRequests(source.config.canvases, events, source.users, source.catalog)
-        plain = sources_of(source.config, _untrained, source.content)
+        plain = sources_of(source.config, _untrained, source.content, source.categories)
         self.pipelines = {
             "mainstem": source.pipeline(store, model),
             PLAIN: Pipeline(source.config, source.catalog, store, plain, _untrained),

@@ -249,13 +249,14 @@ def evaluate(
         raise MainstemError(f"--days: {days:g} must be above 0 and at most {MOST_DAYS:,}")
     if most < 1:
         raise MainstemError(f"--most: {most} must be at least 1")
-    from mainstem.assemble import open_log
+    from mainstem.assemble import open_log, open_texts
     from mainstem.evaluation import evaluate_log
 
     settings = _config(config)
     log = open_log(settings, config.parent)
     with stages(err) as show:
-        evaluation, _ = evaluate_log(settings, log, days=days, most=most, progress=show)
+        texts = open_texts(settings, config.parent)
+        evaluation, _ = evaluate_log(settings, log, days=days, most=most, progress=show, texts=texts)
     log.close()
     if report:
         _say(f"wrote {', '.join(str(path) for path in evaluation.write(report))}")

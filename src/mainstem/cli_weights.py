@@ -86,8 +86,7 @@ def explain(*, config: ConfigFile = DEFAULT) -> None:
     """What the newest version's tables take of memory, part by part, beside what the formula says."""
     from rich.table import Table
 
-    from mainstem import catalog as catalogs
-    from mainstem.train import new_towers
+    from mainstem.train import new_table
     from mainstem.train.towers import TABLE
 
     settings, store = _store(config)
@@ -95,16 +94,16 @@ def explain(*, config: ConfigFile = DEFAULT) -> None:
     if version is None:
         raise MainstemError("nothing is trained yet: run `mainstem train`")
     snapshot = store.load(LINE, version, training=True)
-    towers = new_towers(settings, catalogs.open("memory://", entities=settings.entities))
-    towers.table.load(snapshot.tables[TABLE])
-    memory = towers.table.explain()
-    table = Table("part", "bytes", "a row", title=f"{version}: {memory.rows:,} rows of {towers.table.dim}")
+    held = new_table(settings)
+    held.load(snapshot.tables[TABLE])
+    memory = held.explain()
+    table = Table("part", "bytes", "a row", title=f"{version}: {memory.rows:,} rows of {held.dim}")
     for name, size in memory.parts.items():
         table.add_row(name, f"{size:,}", f"{size / max(memory.rows, 1):.1f}")
     table.add_row("all", f"{memory.total:,}", f"{memory.total / max(memory.rows, 1):.1f}")
     table.add_row("by the formula", f"{memory.predicted:,}", f"{memory.predicted / max(memory.rows, 1):.1f}")
     Console().print(table)
-    for family, rows in towers.table.counts().items():
+    for family, rows in held.counts().items():
         print(f"  {family}: {rows:,} rows")
     sys.stdout.flush()
 

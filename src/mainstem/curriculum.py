@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from mainstem import catalog as catalogs
 from mainstem import features, weights
-from mainstem.assemble import ContentVectors, sources_of
+from mainstem.assemble import ContentVectors, open_texts, sources_of
 from mainstem.join import Attribution, CanvasRequests, Replay, StoredRequest, Visit, visits
 from mainstem.join.sessions import session_starts
 from mainstem.live import fingerprint, model_of
 from mainstem.rank import ModelVersion, Pipeline
+from mainstem.rank.categories import Categories
 from mainstem.rank.score import extra_inputs, rank_inputs
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config
@@ -32,6 +33,7 @@ from mainstem.schema.pasts import Pasts
 from mainstem.schema.position import START, Position
 from mainstem.schema.protocols import FeatureStore, FeatureView, Floats, Log
 from mainstem.schema.records import Context, Erase, Event, Served, SlateRequest
+from mainstem.schema.settings import SlateSettings
 from mainstem.schema.time import parse_duration
 from mainstem.train import Towers, Trainer, TrainingReport, kinds_read
 from mainstem.train.canvases import WITHHELD
@@ -67,7 +69,9 @@ def train(
         except StoreError:
             line = f"{line}-rebuilt"
         source = held.enter_context(closing(Curriculum(config, log, progress)))
-        return Trainer(config, source.catalog, store, line, {BEGUN_ON: begun_on}, expect).run(source, progress)
+        kept = open_texts(config, base)
+        trainer = Trainer(config, source.catalog, store, line, {BEGUN_ON: begun_on}, expect, kept)
+        return trainer.run(source, progress)
 
 
 class Curriculum:
@@ -79,6 +83,7 @@ class Curriculum:
         self.catalog = catalogs.open("memory://", entities=config.entities)
         self.users: dict[int, str] = {}
         self.recorded: list[Examples] = []
+        self.slates = SlateSettings()
         with closing(self._private()) as private:
             self.kinds, self.fingerprint = private.kinds, fingerprint(config, private)
             self.inputs = (*private.names, *extra_inputs(tuple(config.canvases)))
@@ -86,7 +91,7 @@ class Curriculum:
         events = events.take(np.argsort(events.time, kind="stable"))
         # Replay writes into a state of its own, whose positions count along this order.
         self.events = replace(events, offset=np.arange(len(events)))
-        self.content = ContentVectors.open(config, self.catalog)
+        self.content, self.categories = ContentVectors.open(config, self.catalog), Categories.open(config, self.catalog)
 
     def before(self, cut: int) -> Curriculum:
         """The same with the events before `cut` (ms) alone, for an evaluation that holds the rest back."""
@@ -117,7 +122,8 @@ class Curriculum:
             self.catalog.write(known.records(batch.records, self.catalog), batch.next)
             pairs = [(r, o) for r, o in zip(batch.records, batch.offsets, strict=True) if isinstance(r, Event)]
             events = [record for record, _ in pairs]
-            columns = EventBatch.of(events, [offset for _, offset in pairs], place_extra=place)
+            settings = self.slates.follow(batch.records)
+            columns = EventBatch.of(events, [offset for _, offset in pairs], place_extra=place, settings=settings)
             for record, offset in zip(batch.records, batch.offsets, strict=True):
                 if isinstance(record, Erase) and record.user is not None:
                     erased[key64("user", record.user, record.tenant)] = offset
@@ -163,9 +169,8 @@ class Curriculum:
 
     def pipeline(self, store: FeatureStore, model: ModelVersion) -> Pipeline:
         """Serving's four stages on `store` with `model`."""
-        return Pipeline(
-            self.config, self.catalog, store, sources_of(self.config, lambda: model, self.content), lambda: model
-        )
+        sources = sources_of(self.config, lambda: model, self.content, self.categories)
+        return Pipeline(self.config, self.catalog, store, sources, lambda: model)
 
     def _requests(self, start: int, cut: int) -> list[StoredRequest]:
         """Samples of the visits that had one of the heads' events, as requests on every canvas, by time: so many on the

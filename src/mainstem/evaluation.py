@@ -27,6 +27,7 @@ from mainstem.schema.errors import NotReady
 from mainstem.schema.protocols import Log
 from mainstem.schema.records import Context, Event, Show, SlateRequest
 from mainstem.schema.time import DAY, iso
+from mainstem.text.kept import KeptTexts
 from mainstem.train import Trainer, restore
 
 __all__ = ["evaluate_log"]
@@ -54,9 +55,11 @@ class _HeldOut:
 
 
 def evaluate_log(
-    config: Config, log: Log, *, days: float, most: int, k: int = 10, progress: Progress
+    config: Config, log: Log, *, days: float, most: int, k: int = 10, progress: Progress, texts: KeptTexts | None = None
 ) -> tuple[Evaluation, Results]:
     """Hold back the last `days` of the log; at most `most` of their visits, evenly drawn, are asked and scored.
+
+    texts: the encoder that `model.text` names.
 
     Raises NotReady where either side of the cut is too short.
     """
@@ -71,8 +74,8 @@ def evaluate_log(
             raise NotReady(f"nobody came in the last {days:g} days of the log: try more --days")
         with tempfile.TemporaryDirectory() as folder:
             kept = snapshots.open(f"file://{folder}")
-            trained = Trainer(config, source.catalog, kept, "evaluation").run(past, progress)
-            towers, ranker = restore(kept.load("evaluation", trained.version), config, source.catalog)
+            trained = Trainer(config, source.catalog, kept, "evaluation", kept=texts).run(past, progress)
+            towers, ranker = restore(kept.load("evaluation", trained.version), config, source.catalog, texts)
         model = model_of(towers, config, source.kinds, source.inputs, trained.version, source.catalog)
         model = replace(model, scores=scores_of(ranker))
         store = features.open("memory://", config, source.catalog)

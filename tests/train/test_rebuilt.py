@@ -155,7 +155,7 @@ def test_a_rebuild_says_what_it_was_begun_on(tmp_path: Path, monkeypatch: pytest
     store = weights.open(str(tmp_path))
     monkeypatch.setattr(store, "versions", lambda line: next(versions))
     monkeypatch.setattr(curriculum.weights, "open", lambda url: store)
-    monkeypatch.setattr(curriculum, "Trainer", lambda *given: begun.append(given[-3:]) or Nothing())
+    monkeypatch.setattr(curriculum, "Trainer", lambda *given: begun.append(given[3:6]) or Nothing())
     config = online_config()
     log = eventlog.open("memory://", history="file:///nowhere")
     with store.trainer_lock("main"):
@@ -168,7 +168,7 @@ def test_who_trains_the_line_says_which_base_it_was_begun_on(tmp_path: Path, mon
     store = weights.open(str(tmp_path))
     monkeypatch.setattr(store, "newest_base", lambda line: "v-2")
     monkeypatch.setattr(curriculum.weights, "open", lambda url: store)
-    monkeypatch.setattr(curriculum, "Trainer", lambda *given: begun.append(given[-3:]) or Nothing())
+    monkeypatch.setattr(curriculum, "Trainer", lambda *given: begun.append(given[3:6]) or Nothing())
     log = eventlog.open("memory://", history="file:///nowhere")
     curriculum.train(online_config(), log, tmp_path, lambda stage, done, total: None)
     assert begun == [("main", {rebuilt.BEGUN_ON: ""}, "v-2")]

@@ -32,6 +32,7 @@ from mainstem.schema.records import Event
 from mainstem.schema.time import DAY
 from mainstem.train import RetrievalTrainer, Towers, new_towers
 from mainstem.train.interactions import HISTORY, Positives
+from mainstem.train.texts import Texts
 from mainstem.train.towers import Request
 from mainstem.train.words import Words
 
@@ -91,7 +92,7 @@ def test_a_new_item_is_known_by_its_attributes(learned: RetrievalTrainer) -> Non
 def on(towers: Towers, catalog: MemoryCatalog, attributes: tuple[str, ...]) -> Towers:
     """The same over another catalogue."""
     words = Words(catalog, CONFIG.model.words)
-    return Towers(towers.module, towers.table, catalog, attributes, towers.canvases, words)
+    return Towers(towers.module, towers.table, catalog, attributes, towers.canvases, words, Texts(catalog, None))
 
 
 def serving(data: Positives, row: int) -> Request:

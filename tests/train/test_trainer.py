@@ -90,7 +90,7 @@ def test_towers_have_not_seen_the_time_of_the_examples(tmp_path: Path) -> None:
     swapped = np.where(events.time >= start, np.roll(events.entity, 1), events.entity)
     changed = EventBatch(
         events.time, events.user, swapped, events.kind, events.value, events.session, events.place, events.offset,
-        events.canvas, events.query, events.kinds,
+        events.canvas, events.query, events.setting, events.kinds,
     )  # fmt: skip
 
     class Watching(Source):

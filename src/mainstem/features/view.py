@@ -42,6 +42,13 @@ class View:
             return self._store.place.popular(self._reading, self._store.place_rows, limit, window)
         return self._store.popularity.popular(self._reading, self._store.ranking, limit, window, fresh)
 
+    def popularity(self, entities: Keys, window: int = 1) -> Floats:
+        """How popular each of these is in window number `window`: float32 [n]; 0 where it is unknown."""
+        window = min(window, len(self._store.popularity.ring.spans) - 1)
+        asked = Candidates(np.asarray(entities, np.uint64))
+        found: Floats = self._store.popularity.windows(self._reading, asked)[window]
+        return found
+
     def neighbours(self, entities: Keys, weights: Floats, limit: int) -> Scored:
         return self._store.cooccurrence.neighbours(self._reading, np.asarray(entities, np.uint64), weights, limit)
 

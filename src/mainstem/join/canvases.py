@@ -7,7 +7,8 @@
 | `category` | and the category of one of the visit's entities | those of the category |
 | `query` | and the query of one of its events | all that were taken with it |
 
-What does not answer is no candidate: a source is not shown beside itself, a category's page shows nothing else.
+Country, language and device are those of one of its events. What does not answer is no candidate: a source is not shown
+beside itself, a category's page shows nothing else.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import CanvasConfig
 from mainstem.schema.protocols import Catalog
 from mainstem.schema.records import Context
+from mainstem.schema.settings import Setting
 
 __all__ = ["CanvasRequests"]
 
@@ -40,8 +42,9 @@ class CanvasRequests:
     ) -> StoredRequest | None:
         """The visit as a request on this canvas, asked by a stranger or its user; None where it is none."""
         user = None if stranger else self.users[visit.user]
-        context = Context(canvas=canvas, user=user, time=visit.time)
         row = int(visit.rows[rng.integers(len(visit.rows))])
+        setting = self.events.settings.get(int(self.events.setting[row]), Setting())
+        context = Context(canvas=canvas, user=user, time=visit.time, **setting._asdict())
         match self.canvases[canvas].learns_from:
             case "events":
                 return StoredRequest(visit, context)

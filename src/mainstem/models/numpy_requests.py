@@ -55,6 +55,12 @@ class NumpyRequests:
         self._empty, self._encode = _array(encoder.empty), _Correction(encoder.correction)
         self._sentinels, self._mix = _array(module.sentinels), _array(module.mix)
         self._canvas, self._correct = _array(module.canvas.weight), _Correction(module.request_correction)
+        if module.config.text:
+            self._text, self._no_text = _array(module.text.weight.T), _array(module.no_text)
+
+    def told(self, texts: Floats) -> Floats:
+        """What texts add, as `Unified.told`: [n, dim] from [n, text]."""
+        return np.where(texts.any(axis=1, keepdims=True), texts @ self._text, self._no_text)
 
     def history(self, bodies: Floats, action: NDArray[np.int64], time: NDArray[np.int64]) -> Floats:
         """The encoder's last state [dim] of events bodies [m, dim], action and time (ms) [m]."""

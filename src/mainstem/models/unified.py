@@ -40,13 +40,15 @@ PARTS = ("user", "history", "sources", "query")
 @dataclass(frozen=True, slots=True)
 class UnifiedConfig:
     """history: the encoder's. dim: width of rows and of both vectors. hidden: width of each side's one hidden layer.
-    canvases: size of their vocabulary, 0 for one that training never saw. fields: single-valued context fields."""
+    canvases: size of their vocabulary, 0 for one that training never saw. fields: single-valued context fields. text:
+    width of the vectors that a text encoder gives, 0 without one."""
 
     history: EncoderConfig
     dim: int = 64
     hidden: int = 128
     canvases: int = 1
     fields: int = 0
+    text: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,8 @@ class Asked:
     canvas int64 [b]. user float [b, dim]: the users' rows; knows_user bool [b]. history float [b, width]: the encoder's
     state as of the request (`HistoryEncoder.last`, whose own sentinel stands for no history). sources float [b, dim]:
     the mean of the source entities' bodies (`Unified.body`); has_sources bool [b]. fields float [b, fields, dim]: the
-    rows of the fields' values; has_field bool [b, fields]. query float [b, dim]: the mean of its words' rows; has_query
-    bool [b].
+    rows of the fields' values; has_field bool [b, fields]. query float [b, dim]: the mean of its words' rows, and what
+    `Unified.told` makes of the whole; has_query bool [b].
     """
 
     canvas: Tensor
@@ -117,6 +119,9 @@ class Unified(nn.Module):
         nn.init.zeros_(self.canvas.weight)
         self.request_correction = _correction((parts + 1) * dim, config.hidden, dim)
         self.entity_correction = _correction(dim, config.hidden, dim)
+        if config.text:
+            self.text = nn.Linear(config.text, dim, bias=False)
+            self.no_text = nn.Parameter(torch.zeros(dim))
 
     # ---- entities ------------------------------------------------------------------------------------
 
@@ -131,6 +136,11 @@ class Unified(nn.Module):
     def entity(self, body: Tensor) -> Tensor:
         """Unit vectors [n, dim] of entities: body [n, dim] and a residual network. They are what the index holds."""
         return functional.normalize(body + self.entity_correction(body), dim=-1)
+
+    def told(self, texts: Tensor) -> Tensor:
+        """What texts add to the body of an entity, and to a query: [n, dim], from the frozen vectors [n, text] that
+        their encoder gives, by one projection for both; of a row of zeros, no text, a learned sentinel."""
+        return torch.where(texts.any(dim=1, keepdim=True), self.text(texts), self.no_text)
 
     # ---- requests ------------------------------------------------------------------------------------
 

@@ -35,6 +35,9 @@ DEFAULT_MIX = {
     "content": 50,
 }
 
+# And where the request names a category.
+CATEGORY_MIX = {**DEFAULT_MIX, "category": 150}
+
 # The constant of reciprocal rank fusion.
 _FUSION = 60
 
@@ -112,7 +115,8 @@ def retrieve(
     not depend on luck. A curated list (`only`) is a source of its own, in its own order.
     """
     asked = _Asked(question, view, allowed, strict)
-    limits: dict[str, int] = {name: source.limit for name, source in question.canvas.sources.items()} or DEFAULT_MIX
+    mix = DEFAULT_MIX if question.context.category is None else CATEGORY_MIX
+    limits: dict[str, int] = {name: source.limit for name, source in question.canvas.sources.items()} or mix
     most = max(question.canvas.candidates, question.limit)
     if question.only is not None:
         limits = {name: min(limit, len(question.only)) for name, limit in limits.items()}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mainstem.schema.ids import NO_KEY, Keys, key64
 from mainstem.schema.records import Event
+from mainstem.schema.settings import Setting
 
 __all__ = ["EventBatch"]
 
@@ -28,6 +29,7 @@ class EventBatch:
     offset   int64  [n]  place in the log (partition 0), -1 where it is not in a log
     canvas   uint64 [n]  key64("canvas", name) of where it happened, 0 where that is not known
     query    uint64 [n]  key64("query", text) of what was searched for, 0 where nothing was; `queries` has the texts
+    setting  uint64 [n]  `Setting.key` of country, language and device, 0 where none is known; `settings` has them
     """
 
     time: NDArray[np.int64]
@@ -40,8 +42,10 @@ class EventBatch:
     offset: NDArray[np.int64]
     canvas: Keys
     query: Keys
+    setting: Keys
     kinds: tuple[str, ...] = field(default=())
     queries: Mapping[int, str] = field(default_factory=dict)
+    settings: Mapping[int, Setting] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.time)
@@ -53,9 +57,12 @@ class EventBatch:
         offsets: Sequence[int] | None = None,
         *,
         place_extra: str | None = None,
+        settings: Sequence[Setting] = (),
     ) -> EventBatch:
-        """Columns of `events`. `place_extra` names the extra that says where it happened (a store, a country)."""
+        """Columns of `events`. `place_extra` names the extra that says where it happened (a store, a country);
+        `settings` are the events', where they matter (`SlateSettings.follow`)."""
         kinds: dict[str, int] = {}
+        keyed = {setting: setting.key() for setting in dict.fromkeys(settings)}
         queries = {key64("query", e.query, e.tenant): e.query for e in events if e.query}
         return cls(
             time=np.fromiter((e.time for e in events), np.int64, len(events)),
@@ -83,16 +90,22 @@ class EventBatch:
             offset=np.asarray(offsets if offsets is not None else np.full(len(events), -1), np.int64),
             canvas=_keys("canvas", events, [e.canvas for e in events]),
             query=_keys("query", events, [e.query for e in events]),
+            setting=(
+                np.fromiter((keyed[setting] for setting in settings), np.uint64, len(events))
+                if settings
+                else np.zeros(len(events), np.uint64)
+            ),
             kinds=tuple(kinds),
             queries=queries,
+            settings={key: setting for setting, key in keyed.items() if key},
         )
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.int64] | slice) -> EventBatch:
         """The rows named by a mask, places or a slice, in that order."""
         return EventBatch(
             self.time[rows], self.user[rows], self.entity[rows], self.kind[rows], self.value[rows],
-            self.session[rows], self.place[rows], self.offset[rows], self.canvas[rows], self.query[rows], self.kinds,
-            self.queries,
+            self.session[rows], self.place[rows], self.offset[rows], self.canvas[rows], self.query[rows],
+            self.setting[rows], self.kinds, self.queries, self.settings,
         )  # fmt: skip
 
     @classmethod
@@ -113,8 +126,10 @@ class EventBatch:
             offset=np.concatenate([part.offset for part in chosen]),
             canvas=np.concatenate([part.canvas for part in chosen]),
             query=np.concatenate([part.query for part in chosen]),
+            setting=np.concatenate([part.setting for part in chosen]),
             kinds=tuple(kinds),
             queries={key: text for part in parts for key, text in part.queries.items()},
+            settings={key: setting for part in parts for key, setting in part.settings.items()},
         )
 
     def where(self, kinds: Sequence[str]) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from mainstem.schema.ranking_config import RankingConfig
 from mainstem.schema.retrieval_config import RetrievalConfig
 from mainstem.schema.section import Duration, Name, Section
 from mainstem.schema.storage_config import StorageConfig
+from mainstem.schema.text_config import TextConfig
 from mainstem.schema.time import MINUTE, parse_duration
 
 __all__ = [
@@ -50,7 +51,9 @@ class Mismatch(ValueError):
         super().__init__("\n".join(f"{'.'.join(map(str, path))}: {text}" for path, text in self.problems))
 
 
-SourceName = Literal["two_tower", "content", "cooccurrence", "popular", "popular_here", "popular_new", "owned"]
+SourceName = Literal[
+    "two_tower", "content", "cooccurrence", "popular", "popular_here", "popular_new", "category", "owned"
+]
 
 
 class EventConfig(Section):
@@ -110,7 +113,7 @@ class CanvasConfig(Section):
     limit: int = Field(default=20, ge=1, le=1000)
     deadline: Duration = "200ms"
     sources: dict[SourceName, SourceConfig] = {}
-    """Candidates by source; a source that is not named here is not asked. Empty: the default mix."""
+    """Candidates by source, no other is asked. Empty: a default mix, with `category` where the request names one."""
     candidates: int = Field(default=500, ge=1, le=10_000)
     """Candidates scored at most, taken in turn from the sources."""
     order: dict[str, float] = {}
@@ -180,6 +183,7 @@ class ModelConfig(Section):
     """Of the retrieval softmax over normalised vectors."""
     words: int = Field(default=16, ge=0, le=1000)
     """Words of an entity's text, and of a query, that speak for it; 0 for none."""
+    text: TextConfig = TextConfig()
     history: HistoryConfig = HistoryConfig()
     ranking: RankingConfig = RankingConfig()
     families: dict[Literal["user", "entity", "attribute", "word"], FamilyConfig] = {

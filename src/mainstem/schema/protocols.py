@@ -237,6 +237,10 @@ class FeatureView(Protocol):
         counting only each user's first event with an entity, which is what people newly take up."""
         ...
 
+    def popularity(self, entities: Keys, window: int = 1) -> Floats:
+        """How popular each is in `features.popularity_windows[window]`: float32 [n]; 0 where it is unknown."""
+        ...
+
     def neighbours(self, entities: Keys, weights: Floats, limit: int) -> Scored:
         """Entities that co-occur with `entities`, by weighted sum of normalised co-occurrence."""
         ...

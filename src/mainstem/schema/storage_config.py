@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
+
+from mainstem.schema.section import Section
 
 __all__ = ["StorageConfig"]
 
-_SCHEMES = {"log": ("sqlite", "memory"), "history": ("file",), "state": ("lmdb", "memory"), "weights": ("file",)}
+_SCHEMES = {
+    "log": ("sqlite", "memory"), "history": ("file",), "state": ("lmdb", "memory"), "weights": ("file",),
+    "text": ("file", "memory"),
+}  # fmt: skip
 
 
-class StorageConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
+class StorageConfig(Section):
     """Where things rest. `{data}` stands for the data directory."""
 
     log: str = "sqlite:///{data}/log.sqlite"
@@ -17,8 +22,10 @@ class StorageConfig(BaseModel, extra="forbid", frozen=True, use_attribute_docstr
     state: str = "lmdb:///{data}/state"
     weights: str = "file:///{data}/weights"
     """A local folder, or any URL that fsspec knows (s3://bucket/folder, with mainstem[remote] and its package)."""
+    text: str = "file:///{data}/text"
+    """Text vectors, which can be made again; nothing without `model.text.encoder`."""
 
-    @field_validator("log", "history", "state", "weights")
+    @field_validator("log", "history", "state", "weights", "text")
     @classmethod
     def _scheme_is_known(cls, url: str, info: ValidationInfo) -> str:
         scheme, slashes, _ = url.partition("://")

@@ -1,4 +1,4 @@
-"""Pretrained sentence encoders through the sentence-transformers library (Reimers and Gurevych, 2019)."""
+"""Pretrained sentence encoders, through the library sentence-transformers (Reimers and Gurevych, 2019)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class SentenceTransformersEncoder:
             raise MissingExtra("text", f"sentence-transformers://{model}") from error
         self._model: Any = library.SentenceTransformer(model, device="cpu")
         self.name = f"sentence-transformers://{model}"
-        self.dim = int(self._model.get_sentence_embedding_dimension())
+        # the newer name first: the older one warns
+        width = getattr(self._model, "get_embedding_dimension", None) or self._model.get_sentence_embedding_dimension
+        self.dim = int(width())
         self.version = f"sentence-transformers-{model}-{self.dim}"
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ towers.py        the one model with its table: one definition of its keys, for t
 networks.py      new networks as configured, and those of a snapshot
 canvases.py      which requests, of which canvases, a positive is the right answer to
 words.py         what entities say of themselves and what is searched for, as keys
+texts.py         their texts, and queries, as vectors of a pretrained encoder
 interactions.py  positives with their users' histories, from a whole log
 histories.py     the same, online
 population.py    how often entities are taken: Q of the logQ correction
@@ -25,7 +26,7 @@ rebuilt.py       models rebuilt from the whole history, brought up to date besid
 threads.py       how many threads torch uses in a stage
 """
 
-from mainstem.train.networks import kinds_read, new_ranker, new_towers, restore
+from mainstem.train.networks import kinds_read, new_ranker, new_table, new_towers, restore
 from mainstem.train.online import OnlineLearner
 from mainstem.train.ranking import RankingFit, fit_ranker
 from mainstem.train.ranking_online import RankingLearner
@@ -46,6 +47,7 @@ __all__ = [
     "fit_ranker",
     "kinds_read",
     "new_ranker",
+    "new_table",
     "new_towers",
     "restore",
 ]

@@ -14,7 +14,8 @@ canvas with its share, so what one canvas teaches reaches the others (Bhattachar
 An event that names its canvas is the answer to a request of that one.
 
 A canvas that starts from something else than the user must work for strangers too: of its requests `WITHHELD` are asked
-without user and history.
+without user and history. And as clients differ in what they send, every request lacks each of country, language and
+device, where the event has it, with the chance `UNTOLD`: else what is always known in training would have no sentinel.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from mainstem.schema.canvases import UNKNOWN, CanvasPlaces
 from mainstem.schema.config import CanvasConfig
 from mainstem.schema.ids import DEFAULT_TENANT, Keys
+from mainstem.schema.settings import setting_keys
 from mainstem.train.interactions import Interactions
 
 __all__ = ["WITHHELD", "Canvases", "Requests"]
@@ -36,6 +38,7 @@ __all__ = ["WITHHELD", "Canvases", "Requests"]
 Ints = NDArray[np.int64]
 
 WITHHELD = 0.5
+UNTOLD = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ class Requests:
     """m requests, each with a positive among b as its right answer.
 
     positive int64 [m]; canvas int64 [m]: `UNKNOWN` or 1 + its place in the configuration; personal bool [m]: whether
-    user and history are told; source, category, query uint64 [m]: 0 where there is none
+    user and history are told; source, category, query uint64 [m]: 0 where there is none; setting uint64 [m, 3]: keys of
+    country, language and device, 0 where one is not told
     """
 
     positive: Ints
@@ -52,6 +56,7 @@ class Requests:
     source: Keys
     category: Keys
     query: Keys
+    setting: Keys
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -69,7 +74,9 @@ class Canvases:
     def plain(self, batch: Interactions) -> Requests:
         """Of each positive the request of its user on the first canvas that learns from events, all told."""
         b, canvas = len(batch), self.feeds[0] if len(self.feeds) else UNKNOWN
-        return Requests(np.arange(b), np.full(b, canvas), np.ones(b, np.bool_), *np.zeros((3, b), np.uint64))
+        setting = setting_keys(batch.setting, batch.settings)
+        nothing = np.zeros(b, np.uint64)
+        return Requests(np.arange(b), np.full(b, canvas), np.ones(b, np.bool_), nothing, nothing, nothing, setting)
 
     def prepare(self, batch: Interactions, category: Keys, rng: np.random.Generator) -> Requests:
         """The requests that these positives answer; category uint64 [b]: that of each one's entity.
@@ -99,4 +106,8 @@ class Canvases:
                 for name, part in given.items()
             ]
             parts.append((rows, np.full(len(rows), place), told, *from_))
-        return Requests(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        positive, asked, personal, source, of, query = (np.concatenate(column) for column in zip(*parts, strict=True))
+        setting = setting_keys(batch.setting, batch.settings)[positive]
+        if setting.any():
+            setting[rng.random(setting.shape) < UNTOLD] = 0
+        return Requests(positive, asked, personal, source, of, query, setting)

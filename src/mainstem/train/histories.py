@@ -225,8 +225,8 @@ class Histories:
             entity[:t].copy(), noted[:t].copy(), time[:t].copy(), asked[:c].copy(), offsets[: c + 1].copy()
         )
         return Interactions(
-            events.user, events.entity, interest, events.time, previous, events.canvas, events.query, state, sequences,
-            events.queries,
+            events.user, events.entity, interest, events.time, previous, events.canvas, events.query, events.setting,
+            state, sequences, events.queries, events.settings,
         )  # fmt: skip
 
     def forget(self, users: Keys) -> None:

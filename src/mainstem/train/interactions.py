@@ -17,6 +17,7 @@ from mainstem.schema.batch import EventBatch
 from mainstem.schema.canvases import CanvasPlaces
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Floats
+from mainstem.schema.settings import Setting
 
 __all__ = ["HISTORY", "Interactions", "Notes", "Positives", "Sequences", "notes", "of_interest", "ranges"]
 
@@ -82,10 +83,10 @@ class Interactions:
     """b positives, and the sequences whose beginnings are their users' histories.
 
     user, entity uint64 [b]; interest float32 [b]; time int64 [b], ms. previous uint64 [b]: the other
-    entity that the user took last before, 0 where there is none; canvas, query uint64 [b]: where it was taken, and what
-    was searched for then, as in `EventBatch`. state int64 [b]: the place in the sequences of the
-    latest event before the positive's session, -1 where there is none. Several positives may share a sequence, and see
-    each its own beginning of it.
+    entity that the user took last before, 0 where there is none; canvas, query, setting uint64 [b]: where it was taken,
+    what was searched for then, and under which circumstances, as in `EventBatch`. state int64 [b]: the place in the
+    sequences of the latest event before the positive's session, -1 where there is none. Several positives may share a
+    sequence, and see each its own beginning of it.
 
     positive 0: a | x y        sequences  x y z      offsets  0 2 3
     positive 1: b |            state      1 -1 2
@@ -99,9 +100,11 @@ class Interactions:
     previous: Keys
     canvas: Keys
     query: Keys
+    setting: Keys
     state: Ints
     sequences: Sequences
     queries: Mapping[int, str] = field(default_factory=dict)
+    settings: Mapping[int, Setting] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -121,7 +124,8 @@ class Interactions:
         state[known] = self.state[rows][known] - self.sequences.offsets[used][place] + kept.offsets[place]
         return Interactions(
             self.user[rows], self.entity[rows], self.interest[rows], self.time[rows],
-            self.previous[rows], self.canvas[rows], self.query[rows], state, kept, self.queries,
+            self.previous[rows], self.canvas[rows], self.query[rows], self.setting[rows], state, kept, self.queries,
+            self.settings,
         )  # fmt: skip
 
     def _sequence(self) -> Ints:
@@ -131,7 +135,7 @@ class Interactions:
     @classmethod
     def none(cls) -> Interactions:
         keys, ints = np.zeros(0, np.uint64), np.zeros(0, np.int64)
-        return cls(keys, keys, np.zeros(0, np.float32), ints, keys, keys, keys, ints, Sequences.none())
+        return cls(keys, keys, np.zeros(0, np.float32), ints, keys, keys, keys, keys, ints, Sequences.none())
 
 
 def of_interest(
@@ -153,8 +157,8 @@ def of_interest(
 class Positives:
     """All events of interest, sorted by user and time; an event's history is what lies before its session.
 
-    user uint64 [n], entity uint64 [n], note uint32 [n], time int64 [n], interest float32 [n]; previous, canvas, query
-    uint64 [n]: see `Interactions`; `begin` int64 [n] the place where the user's events begin, `session` int64
+    user uint64 [n], entity uint64 [n], note uint32 [n], time int64 [n], interest float32 [n]; previous, canvas, query,
+    setting uint64 [n]: see `Interactions`; `begin` int64 [n] the place where the user's events begin, `session` int64
     [n] the place before which the history of the event ends: all that lies there happened strictly before the first
     event of its session (law 4).
     """
@@ -167,9 +171,11 @@ class Positives:
     previous: Keys
     canvas: Keys
     query: Keys
+    setting: Keys
     begin: Ints
     session: Ints
     queries: Mapping[int, str] = field(default_factory=dict)
+    settings: Mapping[int, Setting] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -201,7 +207,9 @@ class Positives:
             previous=_previous(entity, begin),
             canvas=events.canvas[order],
             query=events.query[order],
+            setting=events.setting[order],
             queries=events.queries,
+            settings=events.settings,
             begin=begin,
             # What another session did in that very moment is not before it.
             session=_latest(new_user | _changes(time))[place_of[opening[order]]],
@@ -259,7 +267,8 @@ class Positives:
     def _interactions(self, rows: Ints, state: Ints, sequences: Sequences) -> Interactions:
         return Interactions(
             self.user[rows], self.entity[rows], self.interest[rows], self.time[rows],
-            self.previous[rows], self.canvas[rows], self.query[rows], state, sequences, self.queries,
+            self.previous[rows], self.canvas[rows], self.query[rows], self.setting[rows], state, sequences,
+            self.queries, self.settings,
         )  # fmt: skip
 
 

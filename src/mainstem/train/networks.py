@@ -13,13 +13,15 @@ from mainstem.schema.config import Config, FamilyConfig, ModelConfig
 from mainstem.schema.errors import Incompatible, StoreError
 from mainstem.schema.protocols import Catalog
 from mainstem.schema.time import parse_duration
+from mainstem.text.kept import KeptTexts
 from mainstem.train.canvases import Canvases
 from mainstem.train.interactions import HISTORY
+from mainstem.train.texts import Texts
 from mainstem.train.towers import FAMILIES, FIELDS, TABLE, Towers
 from mainstem.train.words import Words
 from mainstem.weights import Adagrad, Adam, Family, Ftrl, RowwiseAdagrad, SlabTable, Snapshot
 
-__all__ = ["families_of", "kinds_read", "new_ranker", "new_towers", "restore"]
+__all__ = ["families_of", "kinds_read", "new_ranker", "new_table", "new_towers", "restore"]
 
 # Attention heads of the ranking network's transformer, where the width has no other divisor.
 MOST_HEADS = 4
@@ -45,19 +47,31 @@ def families_of(model: ModelConfig) -> tuple[Family, ...]:
     )
 
 
-def new_towers(config: Config, catalog: Catalog, *, concurrent: bool = False) -> Towers:
+def new_towers(config: Config, catalog: Catalog, kept: KeptTexts | None = None, *, concurrent: bool = False) -> Towers:
     """Untrained towers as configured; the category attributes of every entity type speak for its entities.
 
+    kept: the encoder that `model.text` names; ValueError where it is configured and not given, or the other way round.
     concurrent: for serving, where one thread applies deltas while others read.
     """
+    if (kept is None) != (config.model.text.encoder == "none"):
+        raise ValueError(f"model.text.encoder is {config.model.text.encoder}: hand in what text.keep gives for it")
     kinds = [attribute for entity in config.entities.values() for attribute in entity.attributes.items()]
     attributes = list(dict.fromkeys(name for name, kind in kinds if kind == "category"))
     canvases = Canvases(config.canvases, config.tenant)
+    texts = Texts(catalog, kept)
     module = Unified(
-        UnifiedConfig(encoder_config(config), dim=config.model.dim, canvases=len(canvases.places), fields=len(FIELDS))
-    )
-    table = SlabTable(config.model.dim, families_of(config.model), seed=config.train.seed, concurrent=concurrent)
-    return Towers(module, table, catalog, attributes, canvases, Words(catalog, config.model.words))
+        UnifiedConfig(
+            encoder_config(config), dim=config.model.dim, canvases=len(canvases.places), fields=len(FIELDS),
+            text=texts.width,
+        )
+    )  # fmt: skip
+    table = new_table(config, concurrent=concurrent)
+    return Towers(module, table, catalog, attributes, canvases, Words(catalog, config.model.words), texts)
+
+
+def new_table(config: Config, *, concurrent: bool = False) -> SlabTable:
+    """The towers' table, empty."""
+    return SlabTable(config.model.dim, families_of(config.model), seed=config.train.seed, concurrent=concurrent)
 
 
 def encoder_config(config: Config) -> EncoderConfig:
@@ -73,12 +87,14 @@ def encoder_config(config: Config) -> EncoderConfig:
     return HSTUConfig(events, dim, chosen.layers, chosen.heads, positions=HISTORY, dropout=chosen.dropout)
 
 
-def restore(snapshot: Snapshot, config: Config, catalog: Catalog) -> tuple[Towers, Ranker]:
-    """The networks of a published snapshot, ready to answer.
+def restore(
+    snapshot: Snapshot, config: Config, catalog: Catalog, kept: KeptTexts | None = None
+) -> tuple[Towers, Ranker]:
+    """The networks of a published snapshot, ready to answer; `kept` as in `new_towers`.
 
     Raises Incompatible where it was trained for another configuration than `config`.
     """
-    towers = new_towers(config, catalog, concurrent=True)
+    towers = new_towers(config, catalog, kept, concurrent=True)
     version, extras = snapshot.manifest.version, snapshot.manifest.extras
     remedy = "train again with this configuration (`mainstem train`), or go back to the one it was trained with"
     trained_with = extras.get("attributes"), extras.get("heads", list(config.heads))

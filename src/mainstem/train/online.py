@@ -25,6 +25,7 @@ from mainstem.schema.ids import Keys, key64
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Log, LogBatch
 from mainstem.schema.records import Erase, Event, Served
+from mainstem.schema.settings import SlateSettings
 from mainstem.schema.time import parse_duration
 from mainstem.train.histories import Histories
 from mainstem.train.interactions import Interactions, of_interest
@@ -84,6 +85,7 @@ class OnlineLearner:
         self.retrieval = RetrievalLearner(towers, config.model, config.train, online=True)
         self.population = Population(HALF_LIFE)
         self.histories = Histories()
+        self.slates = SlateSettings()
         self.rng = np.random.default_rng(config.train.seed)
         self.clock = ExpiryClock()
         self.carried = Carried({}, {})
@@ -103,6 +105,7 @@ class OnlineLearner:
     def pass_over(self, batch: LogBatch) -> None:
         """Take from records that are not learned from what the catalogue needs, and whom to forget."""
         self._describe(batch)
+        self.slates.follow(batch.records)
         for record in batch.records:
             if isinstance(record, Erase):
                 self.erase(record)
@@ -168,7 +171,7 @@ class OnlineLearner:
     def _describe(self, batch: LogBatch) -> None:
         """Take in what the records say of entities."""
         changed = self.catalog.write(self._entities.records(batch.records, self.catalog), batch.next)
-        self.towers.words.forget(keys_of(changed))
+        self.towers.forget(keys_of(changed))
 
     def canaries(self, users: int, choice: int) -> tuple[Interactions, Keys] | None:
         """Users with a past from the latest micro-batch, and entities to choose from; None where either is too few."""
@@ -182,7 +185,8 @@ class OnlineLearner:
     def _events(self, batch: LogBatch) -> EventBatch:
         """The events in columns, without those of users that were erased later in the batch."""
         pairs = [(r, o) for r, o in zip(batch.records, batch.offsets, strict=True) if isinstance(r, Event)]
-        events = EventBatch.of([r for r, _ in pairs], [o for _, o in pairs])
+        settings = self.slates.follow(batch.records)
+        events = EventBatch.of([r for r, _ in pairs], [o for _, o in pairs], settings=settings)
         for record, offset in zip(batch.records, batch.offsets, strict=True):
             if isinstance(record, Erase):
                 key = self.erase(record)
@@ -229,6 +233,7 @@ class OnlineLearner:
             "labels": np.frombuffer(b"" if self.labelling is None else self.labelling.state(), np.uint8).copy(),
             "population": self.population.state(),
             "histories": self.histories.state(),
+            "slates": self.slates.state(),
             "random": random_states(self.rng),
             "clock": self.clock.state(),
         }
@@ -244,5 +249,6 @@ class OnlineLearner:
             self.labelling.load(state["labels"].tobytes())
         self.population.load(state["population"])
         self.histories.load(state["histories"])
+        self.slates.load(state["slates"])
         restore_random(state["random"], self.rng)
         self.clock.load(state["clock"])

@@ -6,7 +6,7 @@ One definition, used by training (many requests at once) and by serving (one req
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from mainstem.models.jagged import pick
 from mainstem.schema.ids import Keys
 from mainstem.schema.keyrows import unique_places
 from mainstem.schema.protocols import Catalog, Floats
+from mainstem.schema.settings import Setting, setting_keys
 from mainstem.train.canvases import Canvases, Requests
 from mainstem.train.interactions import Interactions, Sequences
+from mainstem.train.texts import Texts
 from mainstem.train.words import Words
 from mainstem.weights import Gathered, Lookup, Table
 
@@ -32,14 +34,19 @@ TABLE = "towers"
 FAMILIES = ("user", "entity", "attribute", "word")
 USER, ENTITY, ATTRIBUTE, WORD = range(4)
 # The roles whose keys may earn rows and count as seen, and their families.
-SEEN = {"taken": ENTITY, "taken attribute": ATTRIBUTE, "taken word": WORD, "taken user": USER, "query": WORD}
+SEEN = {
+    "taken": ENTITY, "taken attribute": ATTRIBUTE, "taken word": WORD, "taken user": USER, "taken setting": ATTRIBUTE,
+    "query": WORD,
+}  # fmt: skip
 # The attribute that `Context.category` is a value of.
 CATEGORY = "category"
 # Single-valued fields of the context that speak for a request.
-FIELDS = (CATEGORY,)
+FIELDS = (CATEGORY, *Setting._fields)
+NO_SETTING: Keys = np.zeros(len(Setting._fields), np.uint64)
 
 Ints = NDArray[np.int64]
 NONE: Ints = np.zeros(0, np.int64)
+NO_TEXTS: Floats = np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,8 @@ class Layout:
 
     entities: the candidates' bodies are 1 .. entities. source int64 [m], event int64 [t]: the bodies of the requests'
     sources and of the events of the past. offsets int64 [n + 1], weights float32 [k]: the keys of each body, and what
-    each counts in its sum. query int64 [m + 1]: where the words of each request's query begin.
+    each counts in its sum; texts float32 [n, width]: the vector of each one's text. query int64 [m + 1]: where the
+    words of each request's query begin, and asked float32 [m, width]: the vector of the whole.
     """
 
     entities: int
@@ -56,17 +64,20 @@ class Layout:
     event: Ints
     offsets: Ints
     weights: Floats
+    texts: Floats
     query: Ints
+    asked: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class _MadeOf:
-    """The keys that speak for n entities: fixed uint64 [n, 1 + attributes], words uint64 [w]; spelled int64 [n + 1]:
-    where each one's words begin."""
+    """What speaks for n entities: fixed uint64 [n, 1 + attributes], words uint64 [w]; spelled int64 [n + 1]: where each
+    one's words begin; texts float32 [n, width]: the vector of each one's text."""
 
     fixed: Keys
     words: Keys
     spelled: Ints
+    texts: Floats
 
     def summed(self) -> tuple[Keys, Ints, Floats]:
         """Keys uint64 [k] of one entity after the other, offsets int64 [n + 1], and weights float32 [k]: an entity is
@@ -88,7 +99,8 @@ class Request:
     """One request as serving has it, in keys: what `Towers.request_vector` reads.
 
     canvas: its place; user: 0 for a stranger; sequences: the user's history, one sequence, none for an empty one;
-    sources uint64 [s]; category: 0 where there is none; query: its words, uint64 [w].
+    sources uint64 [s]; category: 0 where there is none; query: its words, uint64 [w]; asked: its vector, float32
+    [width]; setting uint64 [fields - 1]: country, language, device, 0 where one is not known.
     """
 
     canvas: int
@@ -97,23 +109,31 @@ class Request:
     sources: Keys
     category: int
     query: Keys
+    asked: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    setting: Keys = field(default_factory=lambda: NO_SETTING)
 
     def known(self) -> bool:
         """Whether anything is known that a vector could come from."""
-        return bool(self.category or len(self.sources) or len(self.query) or len(self.sequences.entity))
+        said = self.category or self.setting.any() or len(self.query) or self.asked.any()
+        return bool(said or len(self.sources) or len(self.sequences.entity))
 
 
 class Towers:
     """`module` over `table`. `attributes` are the category attributes whose keys speak for an entity too, as its words
-    do."""
+    and its text do."""
 
     def __init__(
         self, module: Unified, table: Table, catalog: Catalog, attributes: Sequence[str], canvases: Canvases,
-        words: Words,
+        words: Words, texts: Texts,
     ) -> None:  # fmt: skip
         self.module, self.table, self.catalog = module, table, catalog
-        self.attributes, self.canvases, self.words = tuple(attributes), canvases, words
+        self.attributes, self.canvases, self.words, self.texts = tuple(attributes), canvases, words, texts
         self.lookup = Lookup(table)
+
+    def forget(self, entities: Keys) -> None:
+        """What these say of themselves has changed."""
+        self.words.forget(entities)
+        self.texts.forget(entities)
 
     # ---- keys ----------------------------------------------------------------------------------------
 
@@ -141,37 +161,41 @@ class Towers:
         if len(entities) and candidates[-1] != len(entities):
             raise ValueError("an entity stands twice among the candidates")
         keys, offsets, weights = made.summed()
-        layout = Layout(len(entities), source, event, offsets, weights, query)
+        asked = self.texts.of_queries(requests.query, batch.queries)
+        layout = Layout(len(entities), source, event, offsets, weights, made.texts, query, asked)
         roles = {
             "made of": keys,
             "user": np.where(requests.personal, batch.user[requests.positive], 0).astype(np.uint64),
             "category": requests.category,
             "query": words,
+            "setting": requests.setting.ravel(),
         }
         if not learn:
             return self.lookup.gather(roles, create=False, gradient=False), layout
         # a sight of a user is a positive of theirs, however many requests it answers
-        taken = self._made_of(batch.entity)
         roles |= {
-            "taken": batch.entity, "taken attribute": taken.fixed[:, 1:].ravel(), "taken word": taken.words,
-            "taken user": batch.user,
+            "taken": batch.entity, "taken attribute": self.entity_keys(batch.entity)[:, 1:].ravel(),
+            "taken word": self.words.of(batch.entity)[0], "taken user": batch.user,
+            "taken setting": setting_keys(batch.setting, batch.settings).ravel(),
         }  # fmt: skip
         return self.lookup.gather(roles, families=SEEN, time=int(batch.time.max()), create=SEEN.keys()), layout
 
-    def _distinct(self, *asked: Keys) -> tuple[_MadeOf, list[Ints]]:
+    def _distinct(self, *asked: Keys, encode: bool = True) -> tuple[_MadeOf, list[Ints]]:
         """What all these entities are made of, each once after key 0, in order of appearance; and which one each is."""
         distinct, place = unique_places(np.concatenate(asked))
-        return self._made_of(distinct), np.split(place, np.cumsum([len(each) for each in asked[:-1]]))
+        return self._made_of(distinct, encode=encode), np.split(place, np.cumsum([len(each) for each in asked[:-1]]))
 
-    def _made_of(self, entities: Keys) -> _MadeOf:
-        return _MadeOf(self.entity_keys(entities), *self.words.of(entities))
+    def _made_of(self, entities: Keys, *, encode: bool = True) -> _MadeOf:
+        """Without `encode` with the texts alone that were read before."""
+        return _MadeOf(self.entity_keys(entities), *self.words.of(entities), self.texts.of(entities, encode=encode))
 
     # ---- vectors of a batch --------------------------------------------------------------------------
 
     def bodies(self, gathered: Gathered, layout: Layout) -> Tensor:
         """What each entity of the look-up is made of: [n, dim]."""
         offsets, weights = torch.from_numpy(layout.offsets), torch.from_numpy(layout.weights)
-        return self.module.body(gathered.rows, gathered.places["made of"], offsets, weights)
+        bodies = self.module.body(gathered.rows, gathered.places["made of"], offsets, weights)
+        return bodies + self.module.told(torch.from_numpy(layout.texts)) if self.texts.width else bodies
 
     def entity_batch(self, bodies: Tensor, layout: Layout) -> Tensor:
         """Vectors [c, dim] of the candidates."""
@@ -183,24 +207,33 @@ class Towers:
         """Vectors [m, dim] of the requests."""
         states = self.module.states(_histories(bodies, layout.event, batch.sequences))
         told = torch.from_numpy(np.where(requests.personal, batch.state[requests.positive], -1))
-        has_source, has_category = (torch.from_numpy(keys != 0) for keys in (requests.source, requests.category))
+        query, has_query = self._queries(gathered, layout)
+        fields, has_field = self._fields(gathered, requests.category, requests.setting)
         user = torch.from_numpy(requests.personal & (batch.user[requests.positive] != 0))
         asked = Asked(
             canvas=torch.from_numpy(requests.canvas),
             user=gathered.take("user"), knows_user=user,
             history=self.module.at(states, told),
-            sources=pick(bodies, torch.from_numpy(layout.source)), has_sources=has_source,
-            fields=gathered.take("category")[:, None], has_field=has_category[:, None],
-            query=self._mean(gathered, layout.query), has_query=torch.from_numpy(np.diff(layout.query) > 0),
+            sources=pick(bodies, torch.from_numpy(layout.source)), has_sources=torch.from_numpy(requests.source != 0),
+            fields=fields, has_field=has_field, query=query, has_query=has_query,
         )  # fmt: skip
         return self.module.request(asked)
 
-    def _mean(self, gathered: Gathered, offsets: Ints) -> Tensor:
-        """The mean of each query's words: [m, dim]."""
-        sizes = np.diff(offsets)
+    def _queries(self, gathered: Gathered, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The mean of each query's words and what the whole tells, [m, dim]; which are known, bool [m]."""
+        sizes = np.diff(layout.query)
         weights = np.repeat(1 / np.maximum(sizes, 1), sizes).astype(np.float32)
-        of = torch.from_numpy(offsets), torch.from_numpy(weights)
-        return self.module.body(gathered.rows, gathered.places["query"], *of)
+        of = torch.from_numpy(layout.query), torch.from_numpy(weights)
+        queries = self.module.body(gathered.rows, gathered.places["query"], *of)
+        if self.texts.width:
+            queries = queries + self.module.told(torch.from_numpy(layout.asked))
+        return queries, torch.from_numpy((sizes > 0) | layout.asked.any(axis=1))
+
+    def _fields(self, gathered: Gathered, category: Keys, setting: Keys) -> tuple[Tensor, Tensor]:
+        """The rows of category uint64 [m] and setting uint64 [m, fields - 1]: [m, fields, dim]; which are known."""
+        rows = gathered.take("setting").reshape(*setting.shape, self.table.dim)
+        known = np.column_stack([category, setting]) != 0
+        return torch.cat((gathered.take("category")[:, None], rows), dim=1), torch.from_numpy(known)
 
     # ---- vectors to serve ----------------------------------------------------------------------------
 
@@ -211,9 +244,10 @@ class Towers:
         parts = [np.zeros((0, self.table.dim), np.float32)]
         for start in range(0, len(entities), chunk):
             some = entities[start : start + chunk]
-            keys, offsets, weights = self._made_of(some).summed()
+            made = self._made_of(some)
+            keys, offsets, weights = made.summed()
             gathered = self.lookup.gather({"made of": keys}, create=False, gradient=False)
-            layout = Layout(len(some), NONE, NONE, offsets, weights, NONE)
+            layout = Layout(len(some), NONE, NONE, offsets, weights, made.texts, NONE, NO_TEXTS)
             parts.append(self.module.entity(self.bodies(gathered, layout)).numpy())
         return np.concatenate(parts)
 
@@ -251,20 +285,26 @@ class Towers:
             distinct, event = np.unique(past.entity, return_inverse=True)
             entities = np.concatenate([distinct, sources])
             keys, (words, offsets) = self.entity_keys(entities), self.words.of(entities)
-            own = np.array([request.user, request.category], np.uint64)
+            own = np.array([request.user, request.category, *request.setting.tolist()], np.uint64)
             rows = self.table.read(np.concatenate([own, query, keys.ravel(), words]))
-            sizes = [2, len(query), keys.size]
+            sizes = [len(own), len(query), keys.size]
             first, asked, fixed, spelled = np.split(rows, np.cumsum(sizes))
             bodies = fixed.reshape(*keys.shape, self.table.dim).sum(axis=1) + _means(spelled, offsets)
+            queried = asked.mean(axis=0) if len(query) else None
+            if self.texts.width:
+                bodies += forward.told(self.texts.of(entities, encode=False))
+                if len(query) or request.asked.any():
+                    told = forward.told(request.asked[None])[0]
+                    queried = told if queried is None else queried + told
             history = forward.history(bodies[event], past.action(), past.time)
             return forward(
                 request.canvas,
                 history,
                 (
-                    first[0] if request.user else None,
+                    first[0] if own[0] else None,
                     bodies[len(distinct) :].mean(axis=0) if len(sources) else None,
-                    asked.mean(axis=0) if len(query) else None,
-                    first[1] if request.category else None,
+                    queried,
+                    *(row if key else None for key, row in zip(own[1:], first[1:], strict=True)),
                 ),
             )
 
@@ -275,26 +315,27 @@ class Towers:
         """Unit vector float32 [dim] of one request; zeros where nothing is known of it."""
         if not request.known():
             return np.zeros(self.table.dim, np.float32)
-        made, (source, event) = self._distinct(request.sources, request.sequences.entity)
+        made, (source, event) = self._distinct(request.sources, request.sequences.entity, encode=False)
         keys, offsets, weights = made.summed()
-        layout = Layout(0, source, event, offsets, weights, np.array([0, len(request.query)]))
+        words = np.array([0, len(request.query)])
+        layout = Layout(0, source, event, offsets, weights, made.texts, words, request.asked[None])
         roles = {
             "made of": keys, "user": np.array([request.user], np.uint64),
-            "category": np.array([request.category], np.uint64), "query": request.query,
+            "category": np.array([request.category], np.uint64), "query": request.query, "setting": request.setting,
         }  # fmt: skip
         gathered = self.lookup.gather(roles, create=False, gradient=False)
         bodies = self.bodies(gathered, layout)
         states = self.module.states(_histories(bodies, event, request.sequences))
         sources = pick(bodies, torch.from_numpy(source))
+        query, has_query = self._queries(gathered, layout)
+        fields, has_field = self._fields(gathered, np.array([request.category], np.uint64), request.setting[None])
         asked = Asked(
             canvas=torch.tensor([request.canvas]),
             user=gathered.take("user"), knows_user=torch.tensor([request.user != 0]),
             history=self.module.at(states, torch.tensor([len(states) - 1])),
             sources=sources.sum(dim=0, keepdim=True) / max(len(sources), 1),
             has_sources=torch.tensor([len(sources) > 0]),
-            fields=gathered.take("category")[:, None], has_field=torch.tensor([[request.category != 0]]),
-            query=self._mean(gathered, layout.query),
-            has_query=torch.tensor([len(request.query) > 0]),
+            fields=fields, has_field=has_field, query=query, has_query=has_query,
         )  # fmt: skip
         found: Floats = self.module.request(asked)[0].numpy()
         return found

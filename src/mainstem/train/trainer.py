@@ -30,7 +30,9 @@ from mainstem.schema.config import Config, TrainConfig
 from mainstem.schema.errors import NotReady
 from mainstem.schema.examples import Examples
 from mainstem.schema.position import Position
+from mainstem.schema.settings import SlateSettings
 from mainstem.schema.time import iso, parse_duration
+from mainstem.text.kept import KeptTexts
 from mainstem.train.guard import Guard
 from mainstem.train.interactions import Positives
 from mainstem.train.networks import new_ranker, new_towers
@@ -61,6 +63,7 @@ class ExampleSource(Protocol):
     inputs: tuple[str, ...]
     events: EventBatch
     catalog: MemoryCatalog
+    slates: SlateSettings
 
     def session_starts(self, events: EventBatch, order: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Mask along `order`, in which a session's events stand together by time: where a session begins."""
@@ -90,15 +93,15 @@ class Trainer:
     """Runs training of one model line and publishes its snapshots.
 
     extras: what these say besides. expect: the base that must still be the newest when one is published, else
-    Superseded; None: whatever there is.
+    Superseded; None: whatever there is. kept: the encoder that `model.text` names.
     """
 
     def __init__(
         self, config: Config, catalog: MemoryCatalog, snapshots: Snapshots, line: str = "main",
-        extras: Mapping[str, str] | None = None, expect: str | None = None,
+        extras: Mapping[str, str] | None = None, expect: str | None = None, kept: KeptTexts | None = None,
     ) -> None:  # fmt: skip
         self.config, self.catalog, self.snapshots, self.line = config, catalog, snapshots, line
-        self.extras, self.expect = dict(extras or {}), expect
+        self.extras, self.expect, self.kept = dict(extras or {}), expect, kept
 
     def run(self, source: ExampleSource, progress: Progress = lambda stage, done, total: None) -> TrainingReport:
         """Train on what `source` has and publish. Raises NotReady where there is too little to learn from."""
@@ -112,7 +115,7 @@ class Trainer:
                 "there are no events of interest to learn from yet: ingest some, or check `events` in the file"
             )
         start, cut = time_split(positives.time, config)
-        towers = new_towers(self.config, self.catalog)
+        towers = new_towers(self.config, self.catalog, self.kept)
         retrieval = RetrievalTrainer(towers, positives, self.config.model, config)
         clock = time.monotonic()
         threads = config.threads
@@ -164,7 +167,7 @@ class Trainer:
         towers = retrieval.towers
         ranking = RankingLearner(ranker, [*self.config.heads.values()], self.config.train, towers.known_vectors)
         learner = OnlineLearner(self.config, towers, ranking, source.catalog)
-        learner.retrieval = retrieval.learner
+        learner.retrieval, learner.slates = retrieval.learner, source.slates
         learner.prime(source.events)
         state = state_of(learner, Guard(self.config.train.online))
         meta = SnapshotMeta(
