@@ -26,7 +26,7 @@ from mainstem.catalog import MemoryCatalog
 from mainstem.join.sessions import GAP
 from mainstem.models.history import How
 from mainstem.schema.batch import EventBatch
-from mainstem.schema.config import Config, HistoryConfig
+from mainstem.schema.config import CanvasConfig, Config, HistoryConfig
 from mainstem.schema.ids import keys64
 from mainstem.schema.records import Event
 from mainstem.schema.time import DAY
@@ -279,3 +279,23 @@ def test_what_comes_up_only_later_is_not_learned_as_unwanted() -> None:
     assert trainer.population.share(trainer.entities).sum() == pytest.approx(1)
     list(trainer.epoch(np.arange(len(data)), np.random.default_rng(0)))  # canary
     assert trainer.towers.table.find(new) >= 0
+
+
+def test_a_canvas_counts_by_its_weight() -> None:
+    """The first loss is a weighted sum of the canvases' losses: linear in each weight, and not constant in it."""
+
+    def first_loss(weight: float) -> float:
+        canvases = {
+            "home": CanvasConfig(),
+            "similar": CanvasConfig(learns_from="previous", share=1.0, weight=weight),
+        }
+        config = CONFIG.model_copy(update={"canvases": canvases})
+        torch.manual_seed(0)
+        data = positives_of(purchases())
+        trainer = RetrievalTrainer(new_towers(config, catalog_of()), data, config.model, config.train)
+        rng = np.random.default_rng(0)
+        return next(trainer.epoch(np.arange(len(data)), rng))[0]
+
+    one, two, four = (first_loss(weight) for weight in (1.0, 2.0, 4.0))
+    assert four - two == pytest.approx(2 * (two - one), rel=1e-4)
+    assert two - one > 0.5

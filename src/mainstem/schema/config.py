@@ -128,6 +128,8 @@ class CanvasConfig(Section):
     """What teaches it: what users took at all, after another entity, of a category, or searching (see the-model.md)."""
     share: float = Field(default=0.25, ge=0, le=1)
     """Share of the events that teach it; all teach the first canvas that learns from `events`."""
+    weight: float = Field(default=1.0, gt=0)
+    """Of what it teaches retrieval against the other canvases: less for one that drowns them (see the-model.md)."""
     gate: float | None = Field(default=None, gt=0)
     """`mainstem evaluate` fails where its NDCG@10 is not so many times that of its slates without a model."""
 

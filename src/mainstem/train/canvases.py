@@ -63,13 +63,15 @@ class Requests:
 
 
 class Canvases:
-    """The canvases as configured. `feeds`: places of those that learn from events."""
+    """The canvases as configured. `feeds`: places of those that learn from events; `weights` float32 [1 + canvases]:
+    what a request of each counts, 1 for one that is not configured."""
 
     def __init__(self, canvases: Mapping[str, CanvasConfig], tenant: str = DEFAULT_TENANT) -> None:
         self.places = CanvasPlaces(tuple(canvases), tenant)
         self.configs = tuple(canvases.values())
         feeds = [1 + i for i, each in enumerate(self.configs) if each.learns_from == "events"]
         self.feeds = np.array(feeds, np.int64)
+        self.weights = np.array([1.0, *(each.weight for each in self.configs)], np.float32)
 
     def plain(self, batch: Interactions) -> Requests:
         """Of each positive the request of its user on the first canvas that learns from events, all told."""

@@ -161,5 +161,6 @@ def mine(towers: Towers, batches: Sequence[Interactions], population: Population
     for batch in batches:
         visits = np.unique(np.column_stack((batch.user.view(np.int64), batch.state)), axis=0, return_index=True)[1]
         asked = torch.from_numpy(towers.vectors_before(batch.take(visits)))
-        best = [(some @ vectors.T).topk(min(among, len(vectors)), dim=1).indices for some in torch.split(asked, at_once)]
+        most = min(among, len(vectors))
+        best = [(some @ vectors.T).topk(most, dim=1).indices for some in torch.split(asked, at_once)]
         yield torch.cat(best).numpy()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mainstem.models.losses import full_softmax, sampled_softmax
 from mainstem.schema.config import ModelConfig, TrainConfig
+from mainstem.schema.protocols import Floats
 from mainstem.train.canvases import Requests
 from mainstem.train.interactions import Interactions, Positives, ranges
 from mainstem.train.negatives import Candidates, Negatives, mine, others
@@ -52,15 +53,11 @@ class RetrievalLearner:
         candidates = self.negatives.candidates(batch.entity, population, rng, lists)
         gathered, layout = towers.gather(batch, requests, candidates.keys, learn=True)
         bodies = towers.bodies(gathered, layout)
-        loss = self._loss(
-            towers.request_batch(gathered, bodies, layout, batch, requests),
-            towers.entity_batch(bodies, layout),
-            batch,
-            requests,
-            candidates,
-        )
+        asked = towers.request_batch(gathered, bodies, layout, batch, requests)
+        counted = batch.interest[requests.positive] * towers.canvases.weights[requests.canvas]
+        loss = self._loss(asked, towers.entity_batch(bodies, layout), batch, requests, candidates, counted)
         # the other canvases' requests come on top of what a positive teaches as such
-        loss = loss * float(batch.interest[requests.positive].sum() / batch.interest.sum())
+        loss = loss * float(counted.sum() / batch.interest.sum())
         # A positive moves the weights by the same in a small batch as in a full one: online they are small, and the
         # optimizers' state comes from full ones.
         full = min(len(batch) / self.train.retrieval_batch, 1.0)
@@ -76,11 +73,13 @@ class RetrievalLearner:
         return float(loss.detach())
 
     def _loss(
-        self, asked: Tensor, entities: Tensor, batch: Interactions, requests: Requests, candidates: Candidates
-    ) -> Tensor:
-        """The mean over requests asked [m, dim], of what each would have among entities [c, dim]."""
+        self, asked: Tensor, entities: Tensor, batch: Interactions, requests: Requests, candidates: Candidates,
+        counted: Floats,
+    ) -> Tensor:  # fmt: skip
+        """The mean over requests asked [m, dim], each `counted` [m] times, of what it would have among entities
+        [c, dim]."""
         targets = torch.from_numpy(candidates.places[requests.positive])
-        weights = torch.from_numpy(batch.interest[requests.positive])
+        weights = torch.from_numpy(counted)
         excluded = torch.from_numpy(others(batch.user, candidates.places, requests.positive))
         temperature = self.model.temperature
         if candidates.log_q is None:
