@@ -10,12 +10,11 @@ Every user's last action is the test, the one before it validation, the rest is 
 
 `one`: one model, learned from the examples of all three. `search alone`, `next alone`, `related alone`: a model of the
 same configuration that knows the one canvas, and sees as many examples of it as `one` did. So all three together see
-what `one` saw; their seconds are added up. Epochs and the canvases' weights (`canvases.X.weight`: what a query finds is
-learned so fast that at equal weights it bends the entities' vectors away from the other canvases) were chosen on
-validation; epochs are the same for all arms.
+what `one` saw; their seconds are added up. Epochs were chosen on validation for `next`, and are the same for all.
+`--weights` changes what canvases count in `one` (`canvases.X.weight`).
 The goal: on every canvas within one standard error of the paired difference over seeds, or better.
 
-    python benchmarks/q3_canvases.py [--seeds 3] [--epochs 3] [--valid] [--users 0.2] [--model JSON]
+    python benchmarks/q3_canvases.py [--seeds 3] [--epochs 3] [--valid] [--users 0.2] [--model JSON] [--weights JSON]
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ from mainstem.train.threads import torch_threads
 
 CANVASES = {"search": "query", "next": "events", "related": "previous"}
 AT = 10
-WEIGHTS = {"search": 0.4, "next": 1.0, "related": 1.0}
 EPOCHS = 3
 Ints = NDArray[np.int64]
 
@@ -86,15 +84,13 @@ def load(share: float = 1.0) -> Shop:
     return Shop(catalog, positives, last)
 
 
-def configure(canvases: dict[str, str], epochs: int = 1, seed: int = 0, **model: Any) -> Config:
+def configure(
+    canvases: dict[str, str], epochs: int = 1, seed: int = 0, weights: dict[str, float] | None = None, **model: Any
+) -> Config:
     base = Config.model_validate(dict(datasets.get("amazon-beauty").config))
     update: dict[str, Any] = {
         "canvases": {
-            name: CanvasConfig(
-                learns_from=how,  # type: ignore[arg-type]
-                share=1.0,
-                weight=WEIGHTS[name] if len(canvases) > 1 else 1.0,
-            )
+            name: CanvasConfig(learns_from=how, share=1.0, weight=(weights or {}).get(name, 1.0))  # type: ignore[arg-type]
             for name, how in canvases.items()
         }
     }
@@ -155,12 +151,15 @@ def score(
     return {"hr": np.concatenate(hits).astype(np.float64), "ndcg": np.concatenate(gains)}
 
 
-def arms(shop: Shop, epochs: int, seed: int, model: dict[str, Any]) -> dict[str, Any]:
+def arms(
+    shop: Shop, epochs: int, seed: int, model: dict[str, Any], weights: dict[str, float] | None = None
+) -> dict[str, Any]:
     """Test scores of users by canvas, of `one` and of each canvas' own model; and the seconds that each took."""
     out: dict[str, Any] = {"scores": {}, "seconds": {}}
     for name, canvases in {"one": CANVASES, **{f"{c} alone": {c: how} for c, how in CANVASES.items()}}.items():
         began = time.monotonic()
-        trainer = train(shop, configure(canvases, epochs, seed, **model))
+        counts = weights if name == "one" else None
+        trainer = train(shop, configure(canvases, epochs, seed, counts, **model))
         out["seconds"][name] = round(time.monotonic() - began, 1)
         out["scores"][name] = {canvas: score(shop, trainer, canvas, 0) for canvas in canvases}
         for canvas, found in out["scores"][name].items():
@@ -168,7 +167,9 @@ def arms(shop: Shop, epochs: int, seed: int, model: dict[str, Any]) -> dict[str,
     return out
 
 
-def report(seeds: list[dict[str, Any]], epochs: int, model: dict[str, Any], keep: bool) -> None:
+def report(
+    seeds: list[dict[str, Any]], epochs: int, model: dict[str, Any], weights: dict[str, float], keep: bool
+) -> None:
     with Bench("q3_canvases", metric="canvases on which one model is not worse", goal=len(CANVASES)) as bench:
         good = 0
         for canvas in CANVASES:
@@ -189,7 +190,7 @@ def report(seeds: list[dict[str, Any]], epochs: int, model: dict[str, Any], keep
         seconds = {name: [seed["seconds"][name] for seed in seeds] for name in seeds[0]["seconds"]}
         bench.report(
             ours=good, peer=None, peer_name="a model for each canvas", keep=keep, seconds_of=seconds, epochs=epochs,
-            model=model, weights=WEIGHTS,
+            model=model, weights=weights,
         )  # fmt: skip
 
 
@@ -200,9 +201,10 @@ def main() -> None:
     parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
     parser.add_argument("--valid", action="store_true", help="score validation after each epoch, and report nothing")
     parser.add_argument("--model", default="{}", help="JSON of changes to `model`")
+    parser.add_argument("--weights", default="{}", help='what canvases count, as {"search": 0.4}; 1 if not named')
     parser.add_argument("--alone", choices=list(CANVASES), help="with --valid: this canvas alone")
     args = parser.parse_args()
-    shop, changes = load(args.users), json.loads(args.model)
+    shop, changes, weights = load(args.users), json.loads(args.model), json.loads(args.weights)
     model = {name: getattr(ModelConfig.model_validate(changes), name) for name in changes}
     with torch_threads(1):
         if args.valid:
@@ -213,10 +215,10 @@ def main() -> None:
                 lines = (f"{c}: HR {s['hr'].mean():.4f} NDCG {s['ndcg'].mean():.4f}" for c, s in found.items())
                 say("    " + ", ".join(lines))
 
-            train(shop, configure(canvases, args.epochs, **model), each)
+            train(shop, configure(canvases, args.epochs, weights=weights, **model), each)
             return
-        found = [arms(shop, args.epochs, seed, model) for seed in range(args.seeds)]
-    report(found, args.epochs, changes, keep=args.users == 1.0 and args.seeds >= 3)
+        found = [arms(shop, args.epochs, seed, model, weights) for seed in range(args.seeds)]
+    report(found, args.epochs, changes, weights, keep=args.users == 1.0 and args.seeds >= 3)
 
 
 if __name__ == "__main__":
