@@ -142,7 +142,7 @@ def test_a_delayed_label_is_known_where_the_log_reaches_over_its_window() -> Non
     story = [event(n, T0 + n * DAY, ITEMS[n % 3], value=float(n)) for n in range(12)]
     events = EventBatch.of(story, range(len(story)))
     store = features.open("memory://", config, catalogs.open("memory://", entities=config.entities))
-    replay = Replay(events, store, HEADS, lambda c, v: KEYS, lambda c, v, k: v.values(k), negatives=9)
+    replay = Replay(events, store, HEADS, lambda c, v: KEYS, lambda c, v, k: (v.values(k), None), negatives=9)
     requests = [StoredRequest(visit, Context(user="u", time=visit.time)) for visit in visits(events)]
     made: list[Examples] = list(replay.examples(requests))
     assert len(made) == 12

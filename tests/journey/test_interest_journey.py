@@ -102,7 +102,7 @@ def test_what_is_shown_goes_by_both(shop: Loop) -> None:
         int(item.entity) % 2 == wanted_by(user) for user in NEW[::2] for item in ask(shop, user, shown=False).items
     ]
     right = float(np.mean(wanted))
-    assert right < 0.6 if reads(shop) == "none" else right > 0.85
+    assert right < 0.6 if reads(shop) == "none" else right > 0.85, right
 
 
 def test_the_trainer_learns_from_the_very_numbers_that_serving_scored_by(shop: Loop) -> None:

@@ -10,7 +10,7 @@ from joint_world import group, ranker_of, share_right, vectors
 from mainstem.schema.config import HeadConfig, OnlineConfig, TrainConfig
 from mainstem.schema.examples import Examples, Revision
 from mainstem.train import RankingLearner, fit_ranker
-from mainstem.train.ranking import Slates, logits_of
+from mainstem.train.ranking_loss import Slates, raw_of
 
 BUY = HeadConfig(event="purchase")
 INTERESTS = ("none", "target_attention", "transformer")
@@ -26,7 +26,7 @@ def test_offline_it_learns_what_candidate_and_history_say_together(interest: str
     reads = None if interest == "none" else vectors
     fit_ranker(ranker, train, valid, [BUY], config, vectors=reads)
     with torch.no_grad():
-        right = share_right(logits_of(ranker, Slates.of(LATER, reads)).numpy(), LATER)
+        right = share_right(raw_of(ranker, Slates.of(LATER, [BUY], reads)).numpy(), LATER)
     assert right < 0.5 if interest == "none" else right > 0.9
 
 
@@ -53,9 +53,9 @@ def test_vectors_are_those_of_the_moment_and_stay_as_they_are() -> None:
     before = learner.order(LATER)
     moved = 0.5
     assert not np.allclose(learner.order(LATER), before)
-    slates = Slates.of(LATER, vectors)
+    slates = Slates.of(LATER, [BUY], vectors)
     assert slates.meetings is not None
-    logits_of(ranker, slates).sum().backward()
+    raw_of(ranker, slates).sum().backward()
     assert slates.meetings.table.grad is None
     assert len(slates.meetings.table) == len(np.unique(LATER.keys)) < len(LATER.keys)  # each entity once
 
@@ -64,16 +64,16 @@ def test_groups_keep_their_histories() -> None:
     ranker = ranker_of("transformer")
     assert ranker.interest is not None
     torch.nn.init.normal_(ranker.interest.out.weight)
-    slates, which = Slates.of(LATER, vectors), torch.tensor([7, 3, 3])
+    slates, which = Slates.of(LATER, [BUY], vectors), torch.tensor([7, 3, 3])
     with torch.no_grad():
-        some = logits_of(ranker, slates.groups(which)).reshape(3, 12)
-        torch.testing.assert_close(some, logits_of(ranker, slates).reshape(-1, 12)[which], rtol=1e-4, atol=1e-5)
+        some = raw_of(ranker, slates.groups(which)).reshape(3, 12)
+        torch.testing.assert_close(some, raw_of(ranker, slates).reshape(-1, 12)[which], rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_that_reads_histories_is_not_fed_without() -> None:
     ranker, bare = ranker_of("target_attention"), Examples.concat([group(0)])
     bare = Examples(**{name: getattr(bare, name) for name in Examples.__slots__ if name != "pasts"})
     with pytest.raises(ValueError, match="histories"):
-        Slates.of(bare, vectors)
+        Slates.of(bare, [BUY], vectors)
     with pytest.raises(ValueError, match="histories"):
-        logits_of(ranker, Slates.of(bare))
+        raw_of(ranker, Slates.of(bare, [BUY]))
