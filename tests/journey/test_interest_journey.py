@@ -44,7 +44,7 @@ def config_of(interest: str) -> Config:
         canvases={"home": CanvasConfig(limit=10)},
         model=ModelConfig(dim=16, hidden=[16], ranking=RankingConfig(interest=interest)),  # type: ignore[arg-type]
         train=TrainConfig(
-            retrieval_batch=256, retrieval_epochs=1, ranking_slates=400, ranking_epochs=6, ranking_batch=8,
+            retrieval_batch=256, retrieval_epochs=1, ranking_slates=400, ranking_epochs=12, ranking_batch=8,
             ranking_learning_rate=0.01,
         ),
     )  # fmt: skip
