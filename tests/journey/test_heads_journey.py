@@ -124,9 +124,8 @@ def test_an_evaluation_says_what_each_head_predicts_against_what_came(loop: Loop
     assert set(found) == set(CONFIG.heads) - {"worth"}  # which is known only after five days
     for name in ("purchase", "spent"):
         head = found[name]
-        predicted = np.average(head.predicted, weights=head.examples)
-        assert predicted == pytest.approx(np.average(head.observed, weights=head.examples), rel=0.6), (
-            name
-        )  # few visits, amounts spread widely
+        predicted, observed = (np.average(of, weights=head.examples) for of in (head.predicted, head.observed))
+        # visits are few, and amounts spread widely
+        assert predicted == pytest.approx(observed, rel=0.6), name
         assert head.observed[-1] > 2 * head.observed[0]
     assert "spent: predicted against observed" in evaluation.html()
