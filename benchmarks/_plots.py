@@ -48,6 +48,27 @@ def goal_line(axis: Any, middle: float, width: float, height: float) -> None:
 # ---- quality -----------------------------------------------------------------------------------------
 
 
+def q3_canvases(plt: Any, result: Result) -> Any:
+    """NDCG@10 and HR@10 by canvas, one model beside the canvas' own; a dot each seed."""
+    figure, axes = panels(plt, 1, 2)
+    for axis, metric in zip(axes[0], ("ndcg@10", "hr@10"), strict=True):
+        names = [name.partition(",")[0] for name in result["parts"] if name.endswith(metric)]
+        for place, name in enumerate(names):
+            part = result["parts"][f"{name}, {metric}"]
+            for side, arm, color in ((-0.2, "one", BLUE), (0.2, "alone", GREY)):
+                axis.bar(place + side, part[arm], width=0.36, color=color, label=LABELS[arm] if not place else None)
+                seeds = part["seeds"][arm]
+                axis.plot([place + side] * len(seeds), seeds, ".", color=BLACK, markersize=3)
+        axis.set(xticks=range(len(names)), xticklabels=names)
+        axis.set_title(metric.upper())
+        axis.grid(visible=False, axis="x")
+    axes[0][0].legend()
+    return figure
+
+
+LABELS = {"one": "one model for all", "alone": "a model of its own"}
+
+
 def q4_online(plt: Any, result: Result) -> Any:
     """Gain over the frozen model by arm, and how it goes on over the stretch."""
     parts = {name: part for name, part in result["parts"].items() if "gain_by_quarter" in part}
@@ -275,7 +296,7 @@ PLACES = {"features": "features\n(files)", "catalog": "catalogue\n(files)", "ser
           "trainer": "trainer\n(memory)"}  # fmt: skip
 
 DRAWN: tuple[Callable[[Any, Result], Any], ...] = (
-    q4_online, q5_collisions, recovery_age, p1_table, p2_training_step, p6_freshness, p8_memory,
+    q3_canvases, q4_online, q5_collisions, recovery_age, p1_table, p2_training_step, p6_freshness, p8_memory,
 )  # fmt: skip
 
 
