@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## the whole loop on a year of real purchases; ARGS="--quick --exit --json"
 	@$(BIN)/mainstem demo $(ARGS)
 
-test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## the fast tests, two at a time
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 slow: $(STAMP)  ## the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
