@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,3 +127,23 @@ def test_config_check(run: Run) -> None:
     assert [line.rpartition("yaml:")[2][:2] for line in err.splitlines()] == ["1:", "2:"]
     assert run("init", "--force")[0] == 0
     assert run("config", "check", "mainstem.yaml")[1].startswith("mainstem.yaml: fine; canvases: home, similar")
+
+
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="the system knows no nice")
+def test_a_process_that_trains_gives_way(tmp_path: Path) -> None:
+    config = tmp_path / "mainstem.yaml"
+    config.write_text("train: {nice: 7}\n")
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    command = [sys.executable, "-m", "mainstem", "train", "--online", "--while-stdin-open", "--config", str(config)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as child:
+        assert child.stdin is not None
+        until = time.monotonic() + 60
+        while (now := os.getpriority(os.PRIO_PROCESS, child.pid)) != max(before, 7) and time.monotonic() < until:
+            assert child.poll() is None, said.read_text()
+            time.sleep(0.05)
+        child.stdin.close()
+        child.wait(60)
+    assert now == max(before, 7)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
