@@ -135,9 +135,8 @@ def test_a_process_that_trains_gives_way(tmp_path: Path) -> None:
     config.write_text("train: {nice: 7}\n")
     before = os.getpriority(os.PRIO_PROCESS, 0)
     command = [sys.executable, "-m", "mainstem", "train", "--online", "--while-stdin-open", "--config", str(config)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as child:
+    said = tmp_path / "said"
+    with said.open("w") as out, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out) as child:
         assert child.stdin is not None
         until = time.monotonic() + 60
         while (now := os.getpriority(os.PRIO_PROCESS, child.pid)) != max(before, 7) and time.monotonic() < until:
