@@ -9,7 +9,7 @@ with the default encoder, paired by user.
     without words      `model.words: 0`: entities by id and category alone; a query says nothing then
     without user rows  users have no row of their own (`families.user.admit_after` out of reach)
     without history    histories of no event: the user's row speaks
-    half the canvases' share, other encoders and windows by name
+    other encoders and ways over the past by name
 
     python benchmarks/q3_ablation.py [--seeds 1] [--only "whole" "transformer, sessions"] [--users 1.0]
 """

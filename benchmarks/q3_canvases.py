@@ -168,30 +168,29 @@ def arms(
 
 
 def report(
-    seeds: list[dict[str, Any]], epochs: int, model: dict[str, Any], weights: dict[str, float], keep: bool
+    bench: Bench, seeds: list[dict[str, Any]], epochs: int, model: dict[str, Any], weights: dict[str, float], keep: bool
 ) -> None:
-    with Bench("q3_canvases", metric="canvases on which one model is not worse", goal=len(CANVASES)) as bench:
-        good = 0
-        for canvas in CANVASES:
-            for metric in ("ndcg", "hr"):
-                one, alone = (
-                    np.array([seed["scores"][name][canvas][metric].mean() for seed in seeds])
-                    for name in ("one", f"{canvas} alone")
-                )
-                error = float((one - alone).std(ddof=1) / len(seeds) ** 0.5) if len(seeds) > 1 else float("nan")
-                gain = float((one - alone).mean())
-                bench.part(
-                    f"{canvas}, {metric}@{AT}", metric="gain of one model over its own", ours=gain,
-                    goal=-error if len(seeds) > 1 else None, one=round(float(one.mean()), 4),
-                    alone=round(float(alone.mean()), 4), error=round(error, 5),
-                    seeds={"one": one.round(5).tolist(), "alone": alone.round(5).tolist()},
-                )  # fmt: skip
-                good += metric == "ndcg" and gain >= -error
-        seconds = {name: [seed["seconds"][name] for seed in seeds] for name in seeds[0]["seconds"]}
-        bench.report(
-            ours=good, peer=None, peer_name="a model for each canvas", keep=keep, seconds_of=seconds, epochs=epochs,
-            model=model, weights=weights,
-        )  # fmt: skip
+    good = 0
+    for canvas in CANVASES:
+        for metric in ("ndcg", "hr"):
+            one, alone = (
+                np.array([seed["scores"][name][canvas][metric].mean() for seed in seeds])
+                for name in ("one", f"{canvas} alone")
+            )
+            error = float((one - alone).std(ddof=1) / len(seeds) ** 0.5) if len(seeds) > 1 else float("nan")
+            gain = float((one - alone).mean())
+            bench.part(
+                f"{canvas}, {metric}@{AT}", metric="gain of one model over its own", ours=gain,
+                goal=-error if len(seeds) > 1 else None, one=round(float(one.mean()), 4),
+                alone=round(float(alone.mean()), 4), error=round(error, 5),
+                seeds={"one": one.round(5).tolist(), "alone": alone.round(5).tolist()},
+            )  # fmt: skip
+            good += metric == "ndcg" and gain >= -error
+    seconds = {name: [seed["seconds"][name] for seed in seeds] for name in seeds[0]["seconds"]}
+    bench.report(
+        ours=good, peer=None, peer_name="a model for each canvas", keep=keep, seconds_of=seconds, epochs=epochs,
+        model=model, weights=weights,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -217,8 +216,9 @@ def main() -> None:
 
             train(shop, configure(canvases, args.epochs, weights=weights, **model), each)
             return
+        bench = Bench("q3_canvases", metric="canvases on which one model is not worse", goal=len(CANVASES))
         found = [arms(shop, args.epochs, seed, model, weights) for seed in range(args.seeds)]
-    report(found, args.epochs, changes, weights, keep=args.users == 1.0 and args.seeds >= 3)
+    report(bench, found, args.epochs, changes, weights, keep=args.users == 1.0 and args.seeds >= 3)
 
 
 if __name__ == "__main__":
