@@ -22,7 +22,6 @@ from mainstem.rank.retrieve import DEFAULT_MIX
 from mainstem.schema.config import Config
 from mainstem.schema.keyrows import slots_for
 from mainstem.train.histories import BLOCK, SIZE, USER
-from mainstem.train.interactions import HISTORY
 from mainstem.train.networks import families_of
 from mainstem.weights.slabs import predicted_bytes
 
@@ -158,7 +157,7 @@ def _serving(config: Config, shape: Shape, described: int) -> dict[str, float]:
 
 def _trainer(config: Config, shape: Shape, described: int) -> dict[str, float]:
     rows, users, items = _rows(config, shape, described), shape.users, shape.items
-    held = min(shape.events, HISTORY + shape.session)
+    held = min(shape.events, config.model.history.length + shape.session)
     return {
         "trainer.users": users * rows,
         "trainer.rows": (described + shape.values) * rows,

@@ -24,7 +24,7 @@ from mainstem.schema.records import Context, Entity
 from mainstem.schema.settings import Setting
 from mainstem.text.kept import KeptTexts
 from mainstem.train import Towers, kinds_read, restore
-from mainstem.train.interactions import HISTORY, Sequences, notes
+from mainstem.train.interactions import Sequences, notes
 from mainstem.train.towers import CATEGORY, FIELDS, TABLE, Request
 from mainstem.train.words import keys_of, word_keys
 from mainstem.weights import Delta, Snapshot
@@ -186,14 +186,14 @@ def _actions(config: Config, kinds: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _reads(config: Config, kinds: Sequence[str]) -> Reads | None:
-    named, actions = kinds_read(config), _actions(config, kinds)
+    named, actions, most = kinds_read(config), _actions(config, kinds), config.model.history.length
     if named is None:
         return None
 
     def past(view: FeatureView) -> Pasts:
         history = view.history()
         action = actions[history.kind]
-        rows = np.flatnonzero(action >= 0)[-HISTORY:]
+        rows = np.flatnonzero(action >= 0)[-most:]
         return Pasts(history.entity[rows], action[rows].astype(np.uint8), history.time[rows], np.array([0, len(rows)]))
 
     return Reads(named, past)
@@ -202,7 +202,7 @@ def _reads(config: Config, kinds: Sequence[str]) -> Reads | None:
 def _request_vector(
     towers: Towers, config: Config, kinds: Sequence[str]
 ) -> Callable[[Context, FeatureView, str], Floats]:
-    actions = _actions(config, kinds)
+    actions, most = _actions(config, kinds), config.model.history.length
     vector_of = towers.request_vectors()
     memo: WeakKeyDictionary[FeatureView, tuple[Context, Floats]] = WeakKeyDictionary()  # retrieval and scoring both ask
 
@@ -211,7 +211,7 @@ def _request_vector(
         if known is None or known[0] is not context:
             canvas = config.canvases.get(context.canvas)
             shown = "item" if canvas is None else canvas.entity_type
-            request = _request(towers, actions, context, view, tenant, shown)
+            request = _request(towers, actions, most, context, view, tenant, shown)
             known = memo[view] = (context, vector_of(request))
         return known[1]
 
@@ -219,12 +219,13 @@ def _request_vector(
 
 
 def _request(
-    towers: Towers, actions: NDArray[np.int64], context: Context, view: FeatureView, tenant: str, shown: str
+    towers: Towers, actions: NDArray[np.int64], most: int, context: Context, view: FeatureView, tenant: str, shown: str
 ) -> Request:
-    """`shown`: the type of entity that the canvas shows, whose category the context names."""
+    """most: events of the history, the latest; shown: the type of entity that the canvas shows, whose category the
+    context names."""
     history = view.history()
     action = actions[history.kind]
-    rows = np.flatnonzero(action >= 0)[-HISTORY:]
+    rows = np.flatnonzero(action >= 0)[-most:]
     n = len(rows)
     past = Sequences(
         history.entity[rows], notes(action[rows], history.canvas[rows], history.value[rows]), history.time[rows],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mainstem.schema.batch import EventBatch
-from mainstem.train.interactions import HISTORY
+from mainstem.schema.config import HistoryConfig
 
 Event = tuple[int, int, int]
 """entity, time, note"""
@@ -25,8 +25,8 @@ class User:
 
 
 class PlainHistories:
-    def __init__(self, gap: int) -> None:
-        self.gap = gap
+    def __init__(self, gap: int, length: int = HistoryConfig().length) -> None:
+        self.gap, self.length = gap, length
         self.users: dict[int, User] = {}
 
     def before(self, events: EventBatch, note: np.ndarray) -> list[Seen]:
@@ -39,7 +39,7 @@ class PlainHistories:
                 user.session = session
                 while user.waiting and user.waiting[0][1] < time:
                     user.past.append(user.waiting.pop(0))
-                user.past = user.past[-HISTORY:]
+                user.past = user.past[-self.length :]
             others = [one for one in user.taken if one != entity]
             found.append((list(user.past), others[-1] if others else 0))
             user.taken.append(entity)

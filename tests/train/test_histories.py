@@ -18,7 +18,7 @@ from mainstem.schema.records import Event
 from mainstem.schema.time import DAY
 from mainstem.train import histories
 from mainstem.train.histories import BLOCK, SIZE, USER, Histories
-from mainstem.train.interactions import HISTORY, Interactions, Positives, of_interest
+from mainstem.train.interactions import Interactions, Positives, of_interest
 
 T0 = 1_500_000_000_000
 INTEREST = {"purchase": 1.0, "view": 0.1}
@@ -89,15 +89,16 @@ def test_online_and_offline_agree(rows: list[tuple[str, int, bool, str]], named:
     assert_same(online(events, size), [whole.batch(np.arange(len(whole)))])
 
 
-def test_long_histories_agree_too() -> None:
+@pytest.mark.parametrize("length", [1, 50, 200])
+def test_long_histories_agree_too(length: int) -> None:
     rng = np.random.default_rng(0)
     rows = [
         ("uvw"[rng.integers(3)], int(rng.integers(0, 4)) * 400_000, rng.random() < 0.3, "purchase") for _ in range(900)
     ]
     events = stream_of(rows, named=True)
-    whole = Positives.of(events, INTEREST, session_starts)
-    found = online(events, 64)
-    assert max(int(part.lengths().max()) for part in found) == HISTORY
+    whole = Positives.of(events, INTEREST, session_starts, length=length)
+    found = online(events, 64, Histories(length=length))
+    assert max(int(part.lengths().max()) for part in found) == length
     assert_same(found, [whole.batch(np.arange(len(whole)))])
 
 
@@ -231,7 +232,7 @@ def test_room_is_used_again() -> None:
     rows = [("u", GAP + 1, True, "purchase")] * 5000
     online(stream_of(rows, named=True), 100, keeper)
     assert len(keeper._blocks) == histories._FIRST_BLOCKS
-    assert keeper._free[2] <= HISTORY // SIZE + 2
+    assert keeper._free[2] <= keeper.length // SIZE + 2
 
 
 def test_memory_is_in_proportion_to_what_is_held() -> None:

@@ -31,7 +31,7 @@ from mainstem.schema.ids import keys64
 from mainstem.schema.records import Event
 from mainstem.schema.time import DAY
 from mainstem.train import RetrievalTrainer, Towers, new_towers
-from mainstem.train.interactions import HISTORY, Positives
+from mainstem.train.interactions import Positives
 from mainstem.train.texts import Texts
 from mainstem.train.towers import Request
 from mainstem.train.words import Words
@@ -207,11 +207,11 @@ def test_canary_leaking_histories_are_caught() -> None:
 
 
 def test_histories_are_the_latest_events() -> None:
-    n = HISTORY + 10
+    n = 60
     data = positives_of(batch_of([("u", i * DAY, f"s{i}", "purchase") for i in range(n)]))
     batch = data.batch(np.array([n - 1, 0, 2]))
-    assert batch.lengths().tolist() == [HISTORY, 0, 2]
-    assert batch.sequences.entity.tolist() == [*data.entity[:2], *data.entity[n - 1 - HISTORY : n - 1]]
+    assert batch.lengths().tolist() == [data.length, 0, 2]
+    assert batch.sequences.entity.tolist() == [*data.entity[:2], *data.entity[n - 1 - data.length : n - 1]]
     assert batch.sequences.asked.tolist() == [T0 + 2 * DAY, T0 + (n - 1) * DAY]
     assert batch.previous.tolist() == [data.entity[n - 2], 0, data.entity[1]]
 

@@ -4,7 +4,7 @@ Offline `Positives` finds the same from the whole log. Where events come in orde
 overlap, the two agree exactly; a late event stands where it arrived, and a session that another one
 interrupts (two tabs) begins anew.
 
-A user's events are one list: first those of the past, `HISTORY` at most, then those that wait for their session to
+A user's events are one list: first those of the past, `length` at most, then those that wait for their session to
 end. A list is a chain of blocks of three events; a block is a line of the cache, and goes back whole when its events
 have been dropped.
 
@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mainstem.schema.batch import EventBatch
+from mainstem.schema.config import HistoryConfig
 from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import Keys
 from mainstem.schema.keyrows import KeyRows, compiled, unique_places
 from mainstem.schema.protocols import Floats
 from mainstem.schema.time import MINUTE
-from mainstem.train.interactions import HISTORY, Interactions, Notes, Sequences
+from mainstem.train.interactions import Interactions, Notes, Sequences
 
 __all__ = ["BLOCK", "SIZE", "USER", "Histories"]
 
@@ -39,7 +40,7 @@ USER = np.dtype(
     [
         ("key", "u8"), ("session", "u8"), ("last", "i8"), ("latest", "u8"), ("before", "u8"),
         ("head", "i4"), ("middle", "i4"), ("tail", "i4"),
-        ("waiting", "i4"), ("past", "i1"), ("first", "i1"), ("filled", "i1"),
+        ("waiting", "i4"), ("past", "i2"), ("first", "i1"), ("filled", "i1"),
     ],
     align=True,
 )  # fmt: skip
@@ -173,14 +174,14 @@ def _drop(rows, head, b_entity, b_time, b_note, b_next, free):  # type: ignore[n
 
 
 class Histories:
-    """The latest `HISTORY` events of interest of every user before the user's open session, and the session's own.
+    """The latest `length` events of interest of every user before the user's open session, and the session's own.
 
     Memory: 21 bytes an event, about one more event a user, and 80 to 112 bytes a user. gap: ms after which events
     without a session belong to a new one.
     """
 
-    def __init__(self, gap: int = 30 * MINUTE) -> None:
-        self.gap = gap
+    def __init__(self, gap: int = 30 * MINUTE, length: int = HistoryConfig().length) -> None:
+        self.gap, self.length = gap, length
         self._clear(_FIRST_USERS, _FIRST_BLOCKS)
 
     def _clear(self, users: int, blocks: int) -> None:
@@ -210,13 +211,13 @@ class Histories:
             return Interactions.none()
         rows, who, users = self._rows_of(events.user)
         self._room(n)
-        most = n * HISTORY if emit else 0
+        most = n * self.length if emit else 0
         entity, time = np.empty(most, np.uint64), np.empty(most, np.int64)
         noted, offsets = np.empty(most, np.uint32), np.zeros(n + 1, np.int64)
         asked, state, previous = np.empty(n, np.int64), np.full(n, -1), np.zeros(n, np.uint64)
         of = self._users
         t, c = _fold(  # type: ignore[no-untyped-call]
-            rows, who, users, events.entity, events.session, events.time, note, self.gap, HISTORY,
+            rows, who, users, events.entity, events.session, events.time, note, self.gap, self.length,
             of["session"], of["last"], of["latest"], of["before"], of["head"], of["middle"], of["tail"], of["waiting"],
             of["past"], of["first"], of["filled"], *self._columns(), self._free,
             emit, previous, state, entity, time, noted, asked, offsets,
@@ -276,7 +277,7 @@ class Histories:
         users, past, waiting = state["user"], state["past"], state["waiting"]
         n, count = len(users), past + waiting
         total = int(count.sum())
-        if len(past) != n or len(state["entity"]) != total or (n and not 0 <= past.min() <= past.max() <= HISTORY):
+        if len(past) != n or len(state["entity"]) != total or (n and not 0 <= past.min() <= past.max() <= self.length):
             raise StoreError("histories: the checkpoint's arrays do not fit each other")
         blocks = -(-count // SIZE)
         start = np.cumsum(blocks) - blocks

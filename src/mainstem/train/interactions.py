@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from mainstem.models.history import How, chunks
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.canvases import CanvasPlaces
+from mainstem.schema.config import HistoryConfig
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Floats
 from mainstem.schema.settings import Setting
 
-__all__ = ["HISTORY", "Interactions", "Notes", "Positives", "Sequences", "notes", "of_interest", "ranges"]
+__all__ = ["Interactions", "Notes", "Positives", "Sequences", "notes", "of_interest", "ranges"]
 
 Ints = NDArray[np.int64]
 
 Notes = NDArray[np.uint32]
 
-# Latest events that the user side reads.
-HISTORY = 50
 # The largest value that a note holds (float16).
 MOST_VALUE = 65_504.0
 
@@ -160,7 +159,7 @@ class Positives:
     user uint64 [n], entity uint64 [n], note uint32 [n], time int64 [n], interest float32 [n]; previous, canvas, query,
     setting uint64 [n]: see `Interactions`; `begin` int64 [n] the place where the user's events begin, `session` int64
     [n] the place before which the history of the event ends: all that lies there happened strictly before the first
-    event of its session (law 4).
+    event of its session (law 4). length: events of a history at most, the latest (`model.history.length`).
     """
 
     user: Keys
@@ -174,6 +173,7 @@ class Positives:
     setting: Keys
     begin: Ints
     session: Ints
+    length: int
     queries: Mapping[int, str] = field(default_factory=dict)
     settings: Mapping[int, Setting] = field(default_factory=dict)
 
@@ -184,6 +184,7 @@ class Positives:
         interest: Mapping[str, float],
         session_starts: Callable[[EventBatch, Ints], NDArray[np.bool_]],
         canvases: CanvasPlaces = CanvasPlaces(()),  # noqa: B008 - it holds nothing
+        length: int = HistoryConfig().length,
     ) -> Positives:
         """`session_starts(events, order)` is the join's definition of where sessions begin: a mask along `order`,
         in which a session's events stand together."""
@@ -213,6 +214,7 @@ class Positives:
             begin=begin,
             # What another session did in that very moment is not before it.
             session=_latest(new_user | _changes(time))[place_of[opening[order]]],
+            length=length,
         )
 
     def __len__(self) -> int:
@@ -223,7 +225,7 @@ class Positives:
         end = self.session[rows]
         known = end > self.begin[rows]
         ends, place = np.unique(end[known], return_inverse=True)
-        begins = np.maximum(self.begin[ends - 1], ends - HISTORY)
+        begins = np.maximum(self.begin[ends - 1], ends - self.length)
         asked = np.full(len(ends), np.iinfo(np.int64).max)
         np.minimum.at(asked, place, self.time[rows[known]])
         sequences, offsets = self._sequences(begins, ends, asked)
@@ -244,7 +246,7 @@ class Positives:
         # the latest place that is wanted, of those of the same user
         latest = _latest(wanted)[last]
         lengths = np.where(wanted[latest] & (latest >= first), latest + 1 - first, 0)
-        found = chunks(lengths, HISTORY, how, epoch, seed)
+        found = chunks(lengths, self.length, how, epoch, seed)
         return np.column_stack([first[found.user] + found.start, first[found.user] + found.stop])
 
     def window_batch(self, windows: Ints, wanted: NDArray[np.bool_]) -> Interactions:

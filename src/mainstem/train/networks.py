@@ -15,7 +15,6 @@ from mainstem.schema.protocols import Catalog
 from mainstem.schema.time import parse_duration
 from mainstem.text.kept import KeptTexts
 from mainstem.train.canvases import Canvases
-from mainstem.train.interactions import HISTORY
 from mainstem.train.texts import Texts
 from mainstem.train.towers import FAMILIES, FIELDS, TABLE, Towers
 from mainstem.train.words import Words
@@ -82,9 +81,9 @@ def encoder_config(config: Config) -> EncoderConfig:
     events = EventConfig(dim, len(interest), 1 + len(config.canvases), query_time=chosen.query_time)
     if chosen.encoder == "transformer":
         return TransformerConfig(
-            events, dim, chosen.layers, chosen.heads, 4 * dim, positions=HISTORY, dropout=chosen.dropout
+            events, dim, chosen.layers, chosen.heads, 4 * dim, positions=chosen.length, dropout=chosen.dropout
         )
-    return HSTUConfig(events, dim, chosen.layers, chosen.heads, positions=HISTORY, dropout=chosen.dropout)
+    return HSTUConfig(events, dim, chosen.layers, chosen.heads, positions=chosen.length, dropout=chosen.dropout)
 
 
 def restore(

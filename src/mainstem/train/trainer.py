@@ -109,7 +109,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         report = TrainingReport("")
         places = CanvasPlaces(tuple(self.config.canvases), self.config.tenant)
-        positives = Positives.of(source.events, self.config.interest(), source.session_starts, places)
+        length = self.config.model.history.length
+        positives = Positives.of(source.events, self.config.interest(), source.session_starts, places, length)
         if len(positives) < 2:
             raise NotReady(
                 "there are no events of interest to learn from yet: ingest some, or check `events` in the file"
