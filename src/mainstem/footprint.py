@@ -157,7 +157,7 @@ def _serving(config: Config, shape: Shape, described: int) -> dict[str, float]:
 
 def _trainer(config: Config, shape: Shape, described: int) -> dict[str, float]:
     rows, users, items = _rows(config, shape, described), shape.users, shape.items
-    held = min(shape.events, config.model.history.length + shape.session)
+    held = min(shape.events, config.history_length() + shape.session)
     return {
         "trainer.users": users * rows,
         "trainer.rows": (described + shape.values) * rows,

@@ -186,7 +186,7 @@ def _actions(config: Config, kinds: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _reads(config: Config, kinds: Sequence[str]) -> Reads | None:
-    named, actions, most = kinds_read(config), _actions(config, kinds), config.model.history.length
+    named, actions, most = kinds_read(config), _actions(config, kinds), config.history_length()
     if named is None:
         return None
 
@@ -202,7 +202,7 @@ def _reads(config: Config, kinds: Sequence[str]) -> Reads | None:
 def _request_vector(
     towers: Towers, config: Config, kinds: Sequence[str]
 ) -> Callable[[Context, FeatureView, str], Floats]:
-    actions, most = _actions(config, kinds), config.model.history.length
+    actions, most = _actions(config, kinds), config.history_length()
     vector_of = towers.request_vectors()
     memo: WeakKeyDictionary[FeatureView, tuple[Context, Floats]] = WeakKeyDictionary()  # retrieval and scoring both ask
 

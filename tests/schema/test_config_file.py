@@ -53,6 +53,11 @@ def test_what_is_given_replaces_whole_mappings_and_keeps_the_rest_of_an_entry() 
     assert config.events == Config().events
 
 
+def test_a_history_is_read_no_further_than_it_is_kept() -> None:
+    assert parse("model: {history: {length: 70}}\n").history_length() == 70
+    assert parse("features: {history: 60}\nmodel: {history: {length: 70}}\n").history_length() == 60
+
+
 ERRORS = [
     ("canvases:\n  home:\n    lmit: 3\n", 3, r"canvases\.home\.lmit: unknown key; did you mean 'limit'\? allowed: .*limit, .*fallback, .*gate$"),
     ("serve: {}\nServe: 3\n", 2, r"Serve: unknown key; did you mean 'serve'\?"),
@@ -85,10 +90,6 @@ ERRORS = [
     ("events:\n  play: {}\n", 1, r"'purchase' is not among events: play; heads are the default ones: with your own events, give your own heads too$"),
     ("canvases:\n  home:\n    entity_type: itm\n", 3, r"'itm' is not among entities: item; did you mean 'item'\?$"),
     ("canvases:\n  home:\n    order: {zz: 1}\n", 3, r"canvases\.home\.order\.zz: 'zz' is not among heads: purchase$"),
-    (
-        "features: {history: 60}\nmodel: {history: {length: 100}}\n", 2,
-        r"model\.history\.length: 100 events are more than features\.history keeps of a user \(60\)",
-    ),
     ("features: {by: [brand]}\n", 1, r"features\.by\[0\]: 'brand' is not an attribute of any entity type$"),
     ("heads: {}\n", 1, r"heads: must have one entry at least; leave it out for the default ones$"),
     ("\ncanvases: {}\n", 2, r"canvases: must have one entry at least; leave it out for the default ones$"),

@@ -164,7 +164,7 @@ class HistoryConfig(Section):
     encoder: Literal["pooling", "transformer", "hstu"] = "pooling"
     """`pooling`: means that fade with age, fast; `transformer` (LiGR blocks) and `hstu` read the order too."""
     length: int = Field(default=50, ge=1, le=10_000)
-    """Latest events that are read, at most `features.history`."""
+    """Latest events that are read; `features.history`, what serving keeps, where that is less."""
     layers: int = Field(default=2, ge=1, le=32)
     heads: int = Field(default=2, ge=1, le=64)
     """Attention heads; `model.dim` must be a multiple of them."""
@@ -375,16 +375,14 @@ class Config(Section):
         for place, key in enumerate(self.features.by):
             if not any(key in kind.attributes for kind in self.entities.values()):
                 yield ("features", "by", place), f"{key!r} is not an attribute of any entity type"
-        if self.model.history.length > self.features.history:
-            yield (
-                ("model", "history", "length"),
-                f"{self.model.history.length} events are more than features.history keeps of a user "
-                f"({self.features.history}): serving would read less than training did",
-            )
 
     def owned_kinds(self) -> tuple[str, ...]:
         """Kinds of events after which the user has the entity."""
         return tuple(kind for kind, event in self.events.items() if event.owned)
+
+    def history_length(self) -> int:
+        """Events of a history that training and serving read."""
+        return min(self.model.history.length, self.features.history)
 
     def interest(self) -> dict[str, float]:
         """Kinds that count as interest, with their weight; kinds that are not configured count nothing."""

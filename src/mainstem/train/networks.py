@@ -81,9 +81,9 @@ def encoder_config(config: Config) -> EncoderConfig:
     events = EventConfig(dim, len(interest), 1 + len(config.canvases), query_time=chosen.query_time)
     if chosen.encoder == "transformer":
         return TransformerConfig(
-            events, dim, chosen.layers, chosen.heads, 4 * dim, positions=chosen.length, dropout=chosen.dropout
+            events, dim, chosen.layers, chosen.heads, 4 * dim, positions=config.history_length(), dropout=chosen.dropout
         )
-    return HSTUConfig(events, dim, chosen.layers, chosen.heads, positions=chosen.length, dropout=chosen.dropout)
+    return HSTUConfig(events, dim, chosen.layers, chosen.heads, positions=config.history_length(), dropout=chosen.dropout)
 
 
 def restore(

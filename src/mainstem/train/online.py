@@ -84,7 +84,7 @@ class OnlineLearner:
         self.ranking, self.labelling = ranking, labelling
         self.retrieval = RetrievalLearner(towers, config.model, config.train, online=True)
         self.population = Population(HALF_LIFE)
-        self.histories = Histories(length=config.model.history.length)
+        self.histories = Histories(length=config.history_length())
         self.slates = SlateSettings()
         self.rng = np.random.default_rng(config.train.seed)
         self.clock = ExpiryClock()

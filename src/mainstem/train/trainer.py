@@ -109,7 +109,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         report = TrainingReport("")
         places = CanvasPlaces(tuple(self.config.canvases), self.config.tenant)
-        length = self.config.model.history.length
+        length = self.config.history_length()
         positives = Positives.of(source.events, self.config.interest(), source.session_starts, places, length)
         if len(positives) < 2:
             raise NotReady(
