@@ -83,7 +83,9 @@ def encoder_config(config: Config) -> EncoderConfig:
         return TransformerConfig(
             events, dim, chosen.layers, chosen.heads, 4 * dim, positions=config.history_length(), dropout=chosen.dropout
         )
-    return HSTUConfig(events, dim, chosen.layers, chosen.heads, positions=config.history_length(), dropout=chosen.dropout)
+    return HSTUConfig(
+        events, dim, chosen.layers, chosen.heads, positions=config.history_length(), dropout=chosen.dropout
+    )
 
 
 def restore(

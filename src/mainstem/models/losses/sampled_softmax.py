@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mainstem.models.losses.softmax import among_others, mean
+from mainstem.models.losses.softmax import among_others
 
 __all__ = ["log_inclusion", "sampled_softmax"]
 
@@ -75,5 +75,5 @@ def sampled_softmax(
         drawn = None if drawn is None else drawn[first]
         if excluded is not None:
             excluded = torch.stack((excluded[0], group[excluded[1]]))
-    losses = among_others(users / temperature, candidates, targets, log_q, others=drawn, excluded=excluded)
-    return mean(losses, weights)
+    asked = users / temperature
+    return among_others(asked, candidates, targets, log_q, weights=weights, others=drawn, excluded=excluded)
