@@ -145,7 +145,10 @@ def fingerprint(config: Config, store: FeatureStore) -> str:
     encoder = "" if model.text.encoder == "none" else f" {text.version_of(model.text.encoder)}"
     definition = f"{store.fingerprint} {config.heads!r} {sizes!r} {entities!r}{encoder}"
     chosen: list[object] = [model.ranking.model_dump(exclude_defaults=True, exclude={"wide"})]
-    chosen += [head.model_dump(include={"levels", "unit"}, exclude_defaults=True) for head in config.heads.values()]
+    chosen += [
+        head.model_dump(include={"levels", "unit", "each_next"}, exclude_defaults=True)
+        for head in config.heads.values()
+    ]
     chosen += [model.ranking.wide.crosses] if model.ranking.wide.crosses else []
     if any(chosen):  # left out at the defaults: snapshots from before there was a choice stay good
         definition += f" {chosen!r}"
@@ -186,7 +189,8 @@ def scores_of(ranker: Ranker, wide: Wide | None = None) -> Callable[[RankInputs]
                 raise ValueError("this network reads histories, and these inputs have none")
             embeddings = interest(met.vectors, met.events, met.past.action, met.gaps)
         if wide is not None:
-            crossed = wide.of_request(inputs.values, inputs.keys, None if met is None else met.past)
+            one = np.array([0, len(inputs.keys)])
+            crossed = wide.of_requests(inputs.values, inputs.keys, one, None if met is None else met.past)
         return scorer(inputs.values, embeddings=embeddings, crossed=crossed)
 
     return scores

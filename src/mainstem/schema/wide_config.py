@@ -26,7 +26,7 @@ class WideConfig(Section):
 
     crosses: list[list[str]] = []
     """Fields whose values are remembered together: `canvas`, `kind` and `latest` of the history, `candidate`, and
-    attributes of the latter two, as in [[latest.category, candidate.category]]; none: no such part (see the-model.md)."""
+    attributes of the latter two, as in [[latest.category, candidate.category]]; empty: no such part (the-model.md)."""
     learning_rate: float = Field(default=0.1, gt=0)
     """Of the weights' FTRL, its alpha."""
     l1: float = Field(default=1.0, ge=0)
@@ -52,7 +52,7 @@ class WideConfig(Section):
                     allowed = f"{CANVAS}, {KIND}, {LATEST}, {LATEST}.ATTRIBUTE, {CANDIDATE}, {CANDIDATE}.ATTRIBUTE"
                     raise ValueError(f"{field!r} is not a field: {allowed}")
             if CANDIDATE not in {attribute_of(field)[0] for field in cross}:
-                raise ValueError(f"{cross} says the same of every candidate: cross it with {CANDIDATE} or its attributes")
+                raise ValueError(f"{cross} says the same of every candidate: cross it with {CANDIDATE} or an attribute")
         if len({tuple(cross) for cross in crosses}) < len(crosses):
             raise ValueError("a cross is there twice")
         return crosses

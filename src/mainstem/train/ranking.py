@@ -186,7 +186,7 @@ def _calibrate(ranker: Ranker, valid: Slates, heads: Sequence[HeadConfig], wide:
         parts = [valid.groups(which) for which in torch.split(torch.arange(len(valid)), CHUNK)]
         raw = torch.cat([raw_of(ranker, part, said(wide, part)) for part in parts])
     for column, (head, part) in enumerate(zip(heads, ranker.split(raw), strict=True)):
-        target, known = torch.nan_to_num(valid.labels[:, column]), valid.labels[:, column].isfinite()
+        target, known = (valid.labels[:, column] > 0).float(), valid.labels[:, column].isfinite()
         if head.type != "binary" or not 0 < float(target.sum()) < float(known.sum()):
             continue
         # Two numbers are fitted to thousands of rows, so variance is no concern, and weighting is exact for every

@@ -9,6 +9,9 @@
 Each has a second part, of half the weight, among what is new to the user alone: slates with `new_only` are one use of
 the same scores, and there the first part, won by what is bought again and again, teaches little.
 
+A label of a binary head above 0 is a positive, and says how much it counts beside the slate's others
+(`HeadConfig.each_next`); 1 for all by default.
+
 All of them are sums over slates, so that on the stream a label that was taken too early can be taken back.
 """
 
@@ -173,16 +176,18 @@ def _order_loss(ranker: Ranker, logits: Tensor, label: Tensor, slates: Slates, m
         else:
             # Which of two comes out better is seen r times as often where the worse was drawn with chance r: the same
             # correction of log-odds as candidate by candidate, on both sides.
-            compared = gain.masked_fill(~kept, torch.nan)
-            loss = pairwise(logits - slates.log_rate, compared, slates.offsets, counted, mean=mean)
+            compared = (gain > 0).to(gain.dtype).masked_fill(~kept, torch.nan)
+            each = torch.where(gain > 0, gain, 1.0)
+            loss = pairwise(logits - slates.log_rate, compared, slates.offsets, counted, each=each, mean=mean)
         total = total + share * loss
     return total
 
 
 def _pointwise(logits: Tensor, gains: Tensor, known: Tensor, slates: Slates, mean: bool) -> Tensor:
     """Cross-entropy, corrected for drawn negatives (King & Zeng 2001, see `losses.binary`), summed over each slate."""
-    losses = functional.binary_cross_entropy_with_logits(logits - slates.log_rate, gains, reduction="none")
-    each = slates.weight * known * (1.0 + FRESH_WEIGHT * slates.fresh)
+    taken = (gains > 0).to(gains.dtype)
+    losses = functional.binary_cross_entropy_with_logits(logits - slates.log_rate, taken, reduction="none")
+    each = slates.weight * known * (1.0 + FRESH_WEIGHT * slates.fresh) * torch.where(gains > 0, gains, 1.0)
     total = (losses * each).sum()
     if not mean:
         return total

@@ -53,7 +53,7 @@ class RankingLearner:
         """One optimizer step on revisions of one slate each; the mean loss of their labels before it, NaN without any.
 
         A slate moves the weights by the same in a small batch as in a full one of `train.ranking_batch`. Raises
-        FloatingPointError where loss or gradient is not finite; the weights are then as they were, new ones of crosses 0.
+        FloatingPointError where loss or gradient is not finite; weights are then as they were, new ones of crosses 0.
         """
         if not revisions or not self.rate:
             return float("nan")
@@ -86,7 +86,7 @@ class RankingLearner:
             parts = self.ranker.split(self._raw(examples).double())
             for column, (head, part) in enumerate(zip(self.heads, parts, strict=True)):
                 if head.type == "binary":
-                    self._follow(column, part[:, 0].numpy(), examples.labels[:, column].astype(np.float64))
+                    self._follow(column, part[:, 0].numpy(), (examples.labels[:, column] > 0).astype(np.float64))
 
     @torch.no_grad()
     def order(self, examples: Examples) -> Floats:

@@ -57,8 +57,8 @@ class Crosses:
     def keys(self, inputs: Floats, candidates: Keys, offsets: Ints, pasts: Pasts | None) -> Keys:
         """uint64 [n, crosses], 0 where a cross is missing.
 
-        inputs [n, f] and candidates uint64 [n] of g requests, those of request i at offsets[i]:offsets[i + 1]; pasts: of
-        the g requests. Raises ValueError where a cross needs the history and there is none.
+        inputs [n, f] and candidates uint64 [n] of g requests, those of request i at offsets[i]:offsets[i + 1]; pasts:
+        of the g requests. Raises ValueError where a cross needs the history and there is none.
         """
         if self.reads_history and pasts is None:
             raise ValueError("the crosses need the users' histories, and there are none")
@@ -128,7 +128,7 @@ class Wide:
     """`crosses` with the table of their weights: rows of one weight for each raw output of the ranking network.
 
     What a user took earns its crosses their weights; what was only a candidate moves weights that are there. A step:
-    `look_up`, forward, `loss.backward()`, `learn`. While one thread writes the table, others may call `of_request`,
+    `look_up`, forward, `loss.backward()`, `learn`. While one thread writes the table, others may call `of_requests`,
     where the table allows it.
     """
 
@@ -164,9 +164,9 @@ class Wide:
         gathered = self._lookup.gather({"all": keys.ravel()}, create=False, gradient=False)
         return crossed(gathered.rows, gathered.places["all"].reshape(keys.shape))
 
-    def of_request(self, inputs: Floats, candidates: Keys, past: Pasts | None) -> Floats:
-        """The same for one request, as serving has it, without torch: float32 [n, outputs]."""
-        keys = self.crosses.keys(inputs, candidates, np.array([0, len(candidates)]), past)
+    def of_requests(self, inputs: Floats, candidates: Keys, offsets: Ints, pasts: Pasts | None) -> Floats:
+        """The same without torch, float32 [n, outputs]; arguments as in `Crosses.keys`."""
+        keys = self.crosses.keys(inputs, candidates, offsets, pasts)
         rows = self.table.read(keys.ravel()).reshape(*keys.shape, self.table.dim)
         said: Floats = rows.sum(axis=1)
         return said
