@@ -361,7 +361,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(STAGES))
     given = parser.parse_args()
     config = configure(given.slates)
-    cache = given.cache or Path(gettempdir()) / f"mainstem-ranking-variants-{given.slates}{'-quick' * given.quick}.npz"
+    cache = given.cache or Path(gettempdir()) / f"mainstem-ranking-examples-{given.slates}{'-quick' * given.quick}.npz"
     with Bench("ranking_variants", metric="NDCG@10 of purchases on validation slates, listwise", goal=None) as bench:
         variants = Variants(config, *cached(cache, config, given.quick), given.seeds)
         for name, stage in STAGES.items():

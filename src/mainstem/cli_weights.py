@@ -93,7 +93,13 @@ def explain(*, config: ConfigFile = DEFAULT) -> None:
     if version is None:
         raise MainstemError("nothing is trained yet: run `mainstem train`")
     snapshot = store.load(LINE, version, training=True)
-    for kind, held in new_tables(settings).items():
+    tables = new_tables(settings)
+    if tables.keys() != snapshot.tables.keys():
+        raise MainstemError(
+            f"{version} has the tables {', '.join(sorted(snapshot.tables))}, configured are "
+            f"{', '.join(sorted(tables))}: run `mainstem train`"
+        )
+    for kind, held in tables.items():
         held.load(snapshot.tables[kind])
         memory = held.explain()
         table = Table("part", "bytes", "a row", title=f"{version}, {kind}: {memory.rows:,} rows of {held.dim}")

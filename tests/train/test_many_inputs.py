@@ -52,7 +52,7 @@ def test_two_thousand_inputs_are_learned_and_served_as_a_hundred_are() -> None:
 
     online = TrainConfig(ranking_batch=4, online=OnlineConfig(ranking_learning_rate=1e-3))
     learner = RankingLearner(ranker, [BUY], online)
-    keys, inputs = unpack_pool(pack_pool(valid.keys[:CANDIDATES], valid.inputs[:CANDIDATES]), INPUTS)
+    _, inputs = unpack_pool(pack_pool(valid.keys[:CANDIDATES], valid.inputs[:CANDIDATES]), INPUTS)
     np.testing.assert_array_equal(inputs, valid.inputs[:CANDIDATES])
     on_record = valid.groups(np.array([0]))
     before = learner.step([Revision(on_record, np.zeros_like(on_record.labels))])
