@@ -26,7 +26,7 @@ class WideConfig(Section):
 
     crosses: list[list[str]] = []
     """Fields whose values are remembered together: `canvas`, `kind` and `latest` of the history, `candidate`, and
-    attributes of the latter two, as in `[[latest.category, candidate.category]]`; empty: no such part (the-model.md)."""
+    attributes of these two, as in `[[latest.category, candidate.category]]`; empty: no such part (the-model.md)."""
     learning_rate: float = Field(default=0.1, gt=0)
     """Of the weights' FTRL, its alpha."""
     l1: float = Field(default=1.0, ge=0)
