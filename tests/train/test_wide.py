@@ -65,9 +65,13 @@ def test_keys_of_many_requests_are_those_of_each_by_itself() -> None:
     )
 
 
-def flavour_of(one: Examples) -> int:
+def latest_of(one: Examples) -> int:
     assert one.pasts is not None
-    return int(np.flatnonzero(one.pasts.entity[-1] == KEYS)[0]) % FLAVOURS
+    return int(np.flatnonzero(one.pasts.entity[-1] == KEYS)[0])
+
+
+def flavour_of(one: Examples) -> int:
+    return latest_of(one) % FLAVOURS
 
 
 def test_what_is_not_known_has_no_cross() -> None:
@@ -90,15 +94,13 @@ def test_each_field_is_what_its_name_says() -> None:
     crosses, one = crosses_of(everything()), group(1)
     assert one.pasts is not None
     before = keys_of(one, crosses)
-    another = (flavour_of(one) + 1) % FLAVOURS
+    another, alike = KEYS[latest_of(one) - 1], KEYS[(latest_of(one) + FLAVOURS) % len(KEYS)]
     pasts = {
         "canvas": one.pasts,
         "kind": dataclasses.replace(one.pasts, action=np.array([0, 0], np.uint8)),
-        "latest": dataclasses.replace(one.pasts, entity=np.append(one.pasts.entity[:1], KEYS[another])),
-        "the one before": dataclasses.replace(one.pasts, entity=np.append(KEYS[another], one.pasts.entity[1:])),
-        "another of its flavour": dataclasses.replace(
-            one.pasts, entity=np.append(one.pasts.entity[:1], KEYS[(flavour_of(one) + 8 * 7) % 64])
-        ),
+        "latest": dataclasses.replace(one.pasts, entity=np.append(one.pasts.entity[:1], another)),
+        "the one before": dataclasses.replace(one.pasts, entity=np.append(another, one.pasts.entity[1:])),
+        "another of its flavour": dataclasses.replace(one.pasts, entity=np.append(one.pasts.entity[:1], alike)),
     }
     inputs = {"canvas": np.column_stack([one.inputs[:, :1], one.inputs[:, [2, 1]]])}
     for name, named in {
@@ -191,7 +193,7 @@ def test_what_was_only_a_candidate_earns_no_weight_and_moves_one_that_is_there()
 def test_an_event_is_one_sight_of_its_crosses_however_often_it_is_read() -> None:
     train = Examples.concat([group(n) for n in range(100)])
     config = TrainConfig(ranking_epochs=4, ranking_batch=16, ranking_learning_rate=1e-3, patience=9)
-    for admit_after, there in ((2, True), (60, False)):
+    for admit_after, there in ((2, True), (90, False)):
         ranker, wide = made(config_of("crossed", admit_after=admit_after))
         assert wide is not None
         fit_ranker(ranker, train, train, [BUY], config, wide=wide)
