@@ -31,7 +31,6 @@ from mainstem.schema.position import START
 from mainstem.schema.records import Context, Served, Show, Slate, SlateRequest
 from mainstem.schema.time import DAY
 from mainstem.train import OnlineLearner, Trainer, restore
-from mainstem.train.towers import TABLE
 from mainstem.weights import Changes, Delta, TableDelta
 from mainstem.weights.checkpoints import unflatten
 
@@ -78,7 +77,7 @@ class Arm:
     name: str
     every: int | None
     live: LiveModel | None = None
-    waiting: list[Changes] = field(default_factory=list)
+    waiting: list[dict[str, Changes]] = field(default_factory=list)
     since: int = 0
     dense_since: int = 0
     sequence: int = 0
@@ -131,15 +130,16 @@ def _start(source: Curriculum, config: Config, cut: int, arms: Sequence[Arm]) ->
         trained = Trainer(config, source.catalog, kept, "main").run(past)
         snapshot = kept.load("main", trained.version, training=True)
     learner = learner_of(config, source.catalog, source.inputs)
-    learner.towers.table.load(snapshot.tables[TABLE])
+    for name, table in learner.tables().items():
+        table.load(snapshot.tables[name])
     learner.load(unflatten(snapshot.training, snapshot.manifest.extras["state"])["learner"])
     lives = []
     with closing(features.open("memory://", config, source.catalog)) as store:
         kinds = store.kinds
     for arm in arms:
-        towers, ranker = restore(snapshot, config, source.catalog)
+        towers, ranker, wide = restore(snapshot, config, source.catalog)
         answers = model_of(towers, config, kinds, source.inputs, arm.name, source.catalog)
-        arm.live = LiveModel(towers, ranker, replace(answers, scores=scores_of(ranker)))
+        arm.live = LiveModel(towers, ranker, replace(answers, scores=scores_of(ranker, wide)), wide)
         lives.append(arm.live)
     return learner, lives
 
@@ -198,7 +198,7 @@ def _on_record(config: Config, store: Any, source: Curriculum, arm: Arm, pipelin
 
 def _pass_on(learner: OnlineLearner, models: LiveModels, arms: Sequence[Arm], events: int) -> None:
     """Hand what was learned to the arms whose time has come."""
-    changes = learner.towers.table.take_changes()
+    changes = learner.take_changes()
     for arm in arms:
         if arm.every is None:
             continue
@@ -210,12 +210,14 @@ def _pass_on(learner: OnlineLearner, models: LiveModels, arms: Sequence[Arm], ev
 
 def _sync(learner: OnlineLearner, models: LiveModels, arm: Arm) -> None:
     assert arm.live is not None
-    table, changes = learner.towers.table, Changes.merged(arm.waiting)
+    tables = {}
+    for name, table in learner.tables().items():
+        changes = Changes.merged([each[name] for each in arm.waiting])
+        tables[name] = TableDelta(changes.touched, table.read(changes.touched), changes.deleted)
     arm.sequence += 1
     delta = Delta(
         line="main", base="v-" + "0" * 32, sequence=arm.sequence, previous="", dense_version=str(arm.sequence),
-        position=START, dense=learner.dense(),
-        tables={TABLE: TableDelta(changes.touched, table.read(changes.touched), changes.deleted)},
+        position=START, dense=learner.dense(), tables=tables,
     )  # fmt: skip
     arm.live, entities = models.apply(arm.live, delta)
     arm.dense_since += arm.since

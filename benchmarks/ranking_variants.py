@@ -12,6 +12,7 @@ it says nothing of what retrieval does not find.
     losses    the purchase head alone, by each `model.ranking.loss`
     heads     listwise; what further heads do to the purchase head, and how good they are themselves
     sharing   all four heads, by each `model.ranking.sharing`, at equal numbers of parameters
+    wide      the purchase head alone, with and without remembered crosses, by the deep network and by a logistic one
 
 A head that a variant does not have is there without weight, so that all see the same network and the same examples.
 
@@ -40,16 +41,20 @@ import torch
 from numpy.typing import NDArray
 
 from bench import Bench, say
+from mainstem import catalog as catalogs
 from mainstem import datasets, eventlog, weights
+from mainstem.catalog import MemoryCatalog
 from mainstem.curriculum import Curriculum
 from mainstem.demo.baskets import LIVE, Baskets
 from mainstem.models import Ranker, numpy_scorer
 from mainstem.models.sharing import parameter_count
 from mainstem.schema.config import Config, HeadConfig, RankingConfig
 from mainstem.schema.examples import Examples
+from mainstem.schema.pasts import Pasts
+from mainstem.schema.position import START
 from mainstem.schema.protocols import Log
 from mainstem.schema.records import Event
-from mainstem.train import Towers, Trainer, fit_ranker, new_ranker
+from mainstem.train import Towers, Trainer, Wide, fit_ranker, new_ranker, new_wide
 
 AT = 10
 SCORED = 500
@@ -61,6 +66,11 @@ HEADS = {
     "paid": HeadConfig(event="purchase", type="weighted_logistic", unit=3, window="1h"),
     "worth": HeadConfig(event="purchase", type="lifetime_value", window="14d"),
 }
+CROSSES = {
+    "category": [["latest.product_category", "candidate.product_category"]],
+    "type": [["latest.product_type", "candidate.product_type"], ["canvas", "candidate.product_type"]],
+    "entity": [["latest.product_type", "candidate"], ["canvas", "candidate"]],
+}
 Sets = dict[str, Examples]
 Scores = dict[str, NDArray[np.float64]]
 
@@ -68,7 +78,20 @@ Scores = dict[str, NDArray[np.float64]]
 def configure(slates: int) -> Config:
     config = Config.model_validate(dict(datasets.get("completejourney").config))
     train = config.train.model_copy(update={"validation": "28d", "ranking_slates": slates})
-    return config.model_copy(update={"heads": HEADS, "train": train})
+    # the history comes with examples where a cross asks for it
+    model = config.model.model_copy(update={"ranking": RankingConfig.model_validate({"wide": crossing("category")})})
+    return config.model_copy(update={"heads": HEADS, "train": train, "model": model})
+
+
+def crossing(*names: str) -> dict[str, Any]:
+    """`model.ranking.wide` with these crosses."""
+    return {"crosses": [cross for name in names for cross in CROSSES[name]]}
+
+
+def catalog_of(config: Config) -> MemoryCatalog:
+    catalog = catalogs.open("memory://", entities=config.entities)
+    catalog.write(list(Baskets(datasets.get("completejourney")).entities()), START)
+    return catalog
 
 
 def log_of(config: Config, quick: bool) -> Log:
@@ -96,7 +119,7 @@ class Source:
     """A curriculum that makes examples with the towers it is given, and stops there."""
 
     def __init__(self, source: Curriculum) -> None:
-        self.source, self.sets = source, Sets()
+        self.source, self.sets, self.inputs = source, Sets(), source.inputs
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.source, name)
@@ -114,8 +137,8 @@ class Source:
         raise Captured
 
 
-def made(config: Config, quick: bool) -> Sets:
-    """The examples to train on, to stop and calibrate by, and to score."""
+def made(config: Config, quick: bool) -> tuple[Sets, tuple[str, ...]]:
+    """The examples to train on, to stop and calibrate by, and to score; and the names of their inputs."""
     seen: set[str] = set()
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -129,18 +152,31 @@ def made(config: Config, quick: bool) -> Sets:
         try:
             Trainer(config, curriculum.catalog, weights.open(f"file://{folder}")).run(source, progress)  # type: ignore[arg-type]
         except Captured:
-            return source.sets
+            return source.sets, source.inputs
     raise AssertionError("training went on without examples")
 
 
-def cached(path: Path, config: Config, quick: bool) -> Sets:
-    """The examples in the file, or new ones, which are written there."""
+def cached(path: Path, config: Config, quick: bool) -> tuple[Sets, tuple[str, ...]]:
+    """The examples in the file, or new ones, which are written there; and the names of their inputs."""
     if not path.exists():
-        sets = made(config, quick)
-        np.savez(path, **{f"{s}/{f.name}": getattr(part, f.name) for s, part in sets.items() for f in fields(part)})
+        sets, inputs = made(config, quick)
+        columns = {f"{name}/{column}": array for name, part in sets.items() for column, array in flat(part).items()}
+        np.savez(path, inputs=np.array(inputs), **columns)  # type: ignore[arg-type]
     with np.load(path) as kept:
-        names = list(dict.fromkeys(key.partition("/")[0] for key in kept))
-        return {s: Examples(**{f.name: kept[f"{s}/{f.name}"] for f in fields(Examples)}) for s in names}
+        names = dict.fromkeys(key.partition("/")[0] for key in kept if "/" in key)
+        return {name: unflat(name, kept) for name in names}, tuple(kept["inputs"].tolist())
+
+
+def flat(part: Examples) -> dict[str, NDArray[Any]]:
+    """The columns of examples with histories."""
+    assert part.pasts is not None
+    found = {f.name: getattr(part, f.name) for f in fields(Examples) if f.name != "pasts"}
+    return found | {f"pasts.{f.name}": getattr(part.pasts, f.name) for f in fields(Pasts)}
+
+
+def unflat(name: str, kept: Any) -> Examples:
+    pasts = Pasts(**{f.name: kept[f"{name}/pasts.{f.name}"] for f in fields(Pasts)})
+    return Examples(**{f.name: kept[f"{name}/{f.name}"] for f in fields(Examples) if f.name != "pasts"}, pasts=pasts)
 
 
 # ---- scores --------------------------------------------------------------------------------------
@@ -164,12 +200,16 @@ def slates_of(values: NDArray[np.float64], offsets: NDArray[np.int64]) -> NDArra
     return np.add.reduceat(values, offsets[:-1]) / np.diff(offsets)
 
 
-def scored(ranker: Ranker, examples: Examples, heads: dict[str, HeadConfig]) -> tuple[Scores, dict[str, float]]:
+def scored(
+    ranker: Ranker, examples: Examples, heads: dict[str, HeadConfig], wide: Wide | None
+) -> tuple[Scores, dict[str, float]]:
     """By slate: what is better when higher (NDCG) or lower (logloss); and sums of predictions against what came."""
     names, learned = list(heads), [name for name, head in heads.items() if head.weight]
     scorer = numpy_scorer(ranker)
-    rows = np.array_split(np.arange(len(examples.keys)), max(len(examples.keys) // 8_192, 1))
-    found = np.concatenate([scorer(examples.inputs[some]) for some in rows]).astype(np.float64)
+    parts = [examples.groups(some) for some in np.array_split(np.arange(len(examples)), max(len(examples) // 16, 1))]
+    said = [None if wide is None else wide.of_requests(p.inputs, p.keys, p.offsets, p.pasts) for p in parts]
+    scores = [scorer(part.inputs, crossed=crossed) for part, crossed in zip(parts, said, strict=True)]
+    found = np.concatenate(scores).astype(np.float64)
     chance = np.clip(found[:, 0], 1e-7, 1 - 1e-7)
     label, offsets = examples.labels[:, 0].astype(np.float64), examples.offsets
     loss = -np.where(label > 0, np.log(chance), np.log1p(-chance))
@@ -197,8 +237,9 @@ def scored(ranker: Ranker, examples: Examples, heads: dict[str, HeadConfig]) -> 
 class Variants:
     """Trains and scores one variant after the other; `results` holds them by name."""
 
-    def __init__(self, config: Config, sets: Sets, seeds: int) -> None:
-        self.config, self.sets, self.seeds = config, sets, seeds
+    def __init__(self, config: Config, sets: Sets, inputs: tuple[str, ...], seeds: int) -> None:
+        self.config, self.sets, self.inputs, self.seeds = config, sets, inputs, seeds
+        self.catalog = catalog_of(config)
         self.results: dict[str, dict[str, Any]] = {}
         self.slates: dict[str, Scores] = {}
 
@@ -207,15 +248,17 @@ class Variants:
         found: list[tuple[Scores, dict[str, float]]] = []
         began, size = time.monotonic(), 0
         for seed in range(self.seeds):
-            model = self.config.model.model_copy(update={"hidden": hidden, "ranking": RankingConfig(**ranking)})
+            model = self.config.model.model_copy(
+                update={"hidden": hidden, "ranking": RankingConfig.model_validate(ranking)}
+            )
             config = self.config.model_copy(update={"heads": heads, "model": model})
             torch.manual_seed(seed)
             train, valid, held = (self.sets[part] for part in ("train", "valid", "scored"))
-            ranker = new_ranker(config, train.inputs.shape[1])
+            ranker, wide = new_ranker(config, train.inputs.shape[1]), new_wide(config, self.catalog, self.inputs)
             settings = config.train.model_copy(update={"seed": seed})
-            fit_ranker(ranker, train, valid, list(heads.values()), settings)
-            size = parameter_count(ranker)
-            found.append(scored(ranker.eval(), held, heads))
+            fit_ranker(ranker, train, valid, list(heads.values()), settings, wide=wide)
+            size = parameter_count(ranker) + (0 if wide is None else len(wide.table) * wide.table.dim)
+            found.append(scored(ranker.eval(), held, heads, wide))
         each = {metric: np.stack([scores[metric] for scores, _ in found]) for metric in found[0][0]}
         self.slates[name] = {metric: values.mean(axis=0) for metric, values in each.items()}
         self.results[name] = {
@@ -294,7 +337,19 @@ def sharing(variants: Variants) -> None:
             variants.against(f"sharing {kind}", "sharing none")
 
 
-STAGES = {"losses": losses, "heads": heads, "sharing": sharing}
+def wide(variants: Variants) -> None:
+    hidden, alone = list(variants.config.model.hidden), "loss listwise"
+    if alone not in variants.results:
+        variants.run(alone, weighted("purchase"), hidden)
+    for network in ("deep", "logistic"):
+        for name in (*([] if network == "deep" else ["none"]), *CROSSES):
+            told = f"wide {name}, {network}"
+            crosses = {} if name == "none" else {"wide": crossing(name)}
+            variants.run(told, weighted("purchase"), hidden, network=network, **crosses)
+            variants.against(told, alone)
+
+
+STAGES = {"losses": losses, "heads": heads, "sharing": sharing, "wide": wide}
 
 
 def main() -> None:
@@ -306,9 +361,9 @@ def main() -> None:
     parser.add_argument("--only", choices=list(STAGES))
     given = parser.parse_args()
     config = configure(given.slates)
-    cache = given.cache or Path(gettempdir()) / f"mainstem-ranking-variants-{given.slates}{'-quick' * given.quick}.npz"
+    cache = given.cache or Path(gettempdir()) / f"mainstem-ranking-examples-{given.slates}{'-quick' * given.quick}.npz"
     with Bench("ranking_variants", metric="NDCG@10 of purchases on validation slates, listwise", goal=None) as bench:
-        variants = Variants(config, cached(cache, config, given.quick), given.seeds)
+        variants = Variants(config, *cached(cache, config, given.quick), given.seeds)
         for name, stage in STAGES.items():
             if given.only in (None, name):
                 stage(variants)

@@ -30,6 +30,7 @@ class CalibrationEvaluation:
         self.requests = CanvasRequests(source.config.canvases, events, source.users, source.catalog)
         self.end = int(source.events.time[-1])
         self._windows = np.array([parse_duration(head.window) for head in source.config.heads.values()])
+        self._binary = np.array([head.type == "binary" for head in source.config.heads.values()])
         self._predicted: list[Floats] = []
         self._observed: list[Floats] = []
 
@@ -43,6 +44,8 @@ class CalibrationEvaluation:
             keys = self.replay.retrieve(request.context, view)
             predicted = self.model.scores(rank_inputs(self.model, request.context, view, self.config.tenant, keys))
         labels = self.replay.labels(visit, keys)
+        # whether it happened, however much it counts in training
+        labels[:, self._binary] = labels[:, self._binary] > 0
         labels[:, visit.time + self._windows > self.end] = np.nan
         self._predicted.append(predicted)
         self._observed.append(labels)

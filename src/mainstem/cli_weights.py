@@ -86,25 +86,30 @@ def explain(*, config: ConfigFile = DEFAULT) -> None:
     """What the newest version's tables take of memory, part by part, beside what the formula says."""
     from rich.table import Table
 
-    from mainstem.train import new_table
-    from mainstem.train.towers import TABLE
+    from mainstem.train import new_tables
 
     settings, store = _store(config)
     version = store.latest(LINE).version
     if version is None:
         raise MainstemError("nothing is trained yet: run `mainstem train`")
     snapshot = store.load(LINE, version, training=True)
-    held = new_table(settings)
-    held.load(snapshot.tables[TABLE])
-    memory = held.explain()
-    table = Table("part", "bytes", "a row", title=f"{version}: {memory.rows:,} rows of {held.dim}")
-    for name, size in memory.parts.items():
-        table.add_row(name, f"{size:,}", f"{size / max(memory.rows, 1):.1f}")
-    table.add_row("all", f"{memory.total:,}", f"{memory.total / max(memory.rows, 1):.1f}")
-    table.add_row("by the formula", f"{memory.predicted:,}", f"{memory.predicted / max(memory.rows, 1):.1f}")
-    Console().print(table)
-    for family, rows in held.counts().items():
-        print(f"  {family}: {rows:,} rows")
+    tables = new_tables(settings)
+    if tables.keys() != snapshot.tables.keys():
+        raise MainstemError(
+            f"{version} has the tables {', '.join(sorted(snapshot.tables))}, configured are "
+            f"{', '.join(sorted(tables))}: run `mainstem train`"
+        )
+    for kind, held in tables.items():
+        held.load(snapshot.tables[kind])
+        memory = held.explain()
+        table = Table("part", "bytes", "a row", title=f"{version}, {kind}: {memory.rows:,} rows of {held.dim}")
+        for name, size in memory.parts.items():
+            table.add_row(name, f"{size:,}", f"{size / max(memory.rows, 1):.1f}")
+        table.add_row("all", f"{memory.total:,}", f"{memory.total / max(memory.rows, 1):.1f}")
+        table.add_row("by the formula", f"{memory.predicted:,}", f"{memory.predicted / max(memory.rows, 1):.1f}")
+        Console().print(table)
+        for family, rows in held.counts().items():
+            print(f"  {family}: {rows:,} rows")
     sys.stdout.flush()
 
 

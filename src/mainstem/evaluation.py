@@ -75,9 +75,9 @@ def evaluate_log(
         with tempfile.TemporaryDirectory() as folder:
             kept = snapshots.open(f"file://{folder}")
             trained = Trainer(config, source.catalog, kept, "evaluation", kept=texts).run(past, progress)
-            towers, ranker = restore(kept.load("evaluation", trained.version), config, source.catalog, texts)
+            towers, ranker, wide = restore(kept.load("evaluation", trained.version), config, source.catalog, texts)
         model = model_of(towers, config, source.kinds, source.inputs, trained.version, source.catalog)
-        model = replace(model, scores=scores_of(ranker))
+        model = replace(model, scores=scores_of(ranker, wide))
         store = features.open("memory://", config, source.catalog)
         folding = source.replay(store, model)
         canvas = next(iter(config.canvases))

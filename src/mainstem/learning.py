@@ -33,7 +33,7 @@ from mainstem.schema.errors import NotReady, StoreError
 from mainstem.schema.protocols import Log
 from mainstem.schema.time import parse_duration
 from mainstem.text.kept import KeptTexts
-from mainstem.train import OnlineLearner, OnlineTrainer, RankingLearner, kinds_read, new_ranker, new_towers
+from mainstem.train import OnlineLearner, OnlineTrainer, RankingLearner, kinds_read, new_ranker, new_towers, new_wide
 from mainstem.train.threads import torch_threads
 
 __all__ = ["Learning", "Rebuilds", "definition", "learner_of", "online_trainer"]
@@ -78,7 +78,8 @@ def learner_of(
     """An untrained learner as configured; `inputs` are those of the ranking network, `kept` the encoder that
     `model.text` names."""
     ranker, towers = new_ranker(config, len(inputs)), new_towers(config, catalog, kept)
-    ranking = RankingLearner(ranker, [*config.heads.values()], config.train, towers.known_vectors)
+    wide = new_wide(config, catalog, inputs)
+    ranking = RankingLearner(ranker, [*config.heads.values()], config.train, towers.known_vectors, wide)
     labelling = PoolJoin(config.heads, inputs, reads=kinds_read(config), had=HAD, most=config.train.online.pools)
     return OnlineLearner(config, towers, ranking, catalog, labelling)
 

@@ -23,22 +23,30 @@ from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats
 from mainstem.schema.records import Context, Entity
 from mainstem.schema.settings import Setting
 from mainstem.text.kept import KeptTexts
-from mainstem.train import Towers, kinds_read, restore
+from mainstem.train import Towers, Wide, kinds_read, restore
 from mainstem.train.interactions import Sequences, notes
 from mainstem.train.towers import CATEGORY, FIELDS, TABLE, Request
+from mainstem.train.wide import WIDE
 from mainstem.train.words import keys_of, word_keys
-from mainstem.weights import Delta, Snapshot
+from mainstem.weights import Delta, Snapshot, Table
 
 __all__ = ["LiveModel", "LiveModels", "fingerprint", "model_of", "scores_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class LiveModel:
-    """`answers` is what requests are answered with; `towers` and `ranker` hold the rows and networks behind it."""
+    """`answers` is what requests are answered with; `towers`, `ranker` and, where it has a wide part, `wide` hold the
+    rows and networks behind it."""
 
     towers: Towers
     ranker: Ranker
     answers: ModelVersion
+    wide: Wide | None = None
+
+    def tables(self) -> dict[str, Table]:
+        """The rows, by their names in snapshots and deltas."""
+        wide = self.wide
+        return {TABLE: self.towers.table} if wide is None else {TABLE: self.towers.table, WIDE: wide.table}
 
 
 class LiveModels:
@@ -57,33 +65,35 @@ class LiveModels:
                 f"{manifest.version} was trained with other features, heads, entity types or sizes than configured "
                 "now: run `mainstem train`"
             )
-        towers, ranker = restore(snapshot, self.config, self.catalog, self.kept)
+        towers, ranker, wide = restore(snapshot, self.config, self.catalog, self.kept)
         answers = model_of(
             towers, self.config, self.store.kinds, manifest.extras["inputs"], manifest.dense_version, self.catalog
         )
         sparse = f"{manifest.base}+{manifest.sequence}"
-        answers = replace(answers, scores=scores_of(ranker), sparse_version=sparse, line=self.line)
-        return LiveModel(towers, ranker, answers)
+        answers = replace(answers, scores=scores_of(ranker, wide), sparse_version=sparse, line=self.line)
+        return LiveModel(towers, ranker, answers, wide)
 
     def apply(self, model: LiveModel, delta: Delta) -> tuple[LiveModel, Keys]:
         """The rows of a delta, under the model in use; which entities have a row of their own among them.
 
         Raises Incompatible, changing nothing, where it holds other tables or rows of another width.
         """
-        table, found = model.towers.table, delta.tables.get(TABLE)
+        tables = model.tables()
         for name, part in delta.tables.items():
-            if (name, part.values.shape[1]) != (TABLE, table.dim):
+            if name not in tables or part.values.shape[1] != tables[name].dim:
+                known = ", ".join(f"{name!r} with rows of {table.dim}" for name, table in tables.items())
                 raise Incompatible(
                     f"delta {delta.sequence} holds table {name!r} with rows of {part.values.shape[1]}; the model "
-                    f"in use has {TABLE!r} with rows of {table.dim}: run `mainstem train`"
+                    f"in use has {known}: run `mainstem train`"
                 )
+        for name, part in delta.tables.items():
+            tables[name].delete(part.deleted)
+            tables[name].write(part.keys, part.values)
         touched = np.zeros(0, np.uint64)
-        if found is not None:
-            table.delete(found.deleted)
-            table.write(found.keys, found.values)
+        if (found := delta.tables.get(TABLE)) is not None:
             touched = np.concatenate([found.keys, found.deleted])
         answers = replace(model.answers, sparse_version=f"{delta.base}+{delta.sequence}")
-        return LiveModel(model.towers, model.ranker, answers), touched[self.catalog.rows(touched) >= 0]
+        return replace(model, answers=answers), touched[self.catalog.rows(touched) >= 0]
 
     def renew(self, model: LiveModel, delta: Delta) -> LiveModel:
         """New networks over the same rows, with the whole catalogue embedded by them.
@@ -107,9 +117,9 @@ class LiveModels:
         towers = Towers(module, old.table, self.catalog, old.attributes, old.canvases, old.words, old.texts)
         before = model.answers
         answers = model_of(towers, self.config, self.store.kinds, before.inputs, delta.dense_version, self.catalog)
-        scores = scores_of(ranker)
+        scores = scores_of(ranker, model.wide)
         answers = replace(answers, scores=scores, sparse_version=before.sparse_version, line=before.line)
-        return LiveModel(towers, ranker, answers)
+        return LiveModel(towers, ranker, answers, model.wide)
 
     def take_over(self, renewed: LiveModel, current: LiveModel) -> LiveModel:
         """Deltas moved the rows of both meanwhile."""
@@ -134,8 +144,12 @@ def fingerprint(config: Config, store: FeatureStore) -> str:
     sizes = model.dim, model.hidden, model.temperature, model.history, model.words, list(config.canvases), FIELDS
     encoder = "" if model.text.encoder == "none" else f" {text.version_of(model.text.encoder)}"
     definition = f"{store.fingerprint} {config.heads!r} {sizes!r} {entities!r}{encoder}"
-    chosen = [model.ranking.model_dump(exclude_defaults=True)]
-    chosen += [head.model_dump(include={"levels", "unit"}, exclude_defaults=True) for head in config.heads.values()]
+    chosen: list[object] = [model.ranking.model_dump(exclude_defaults=True, exclude={"wide"})]
+    chosen += [
+        head.model_dump(include={"levels", "unit", "each_next"}, exclude_defaults=True)
+        for head in config.heads.values()
+    ]
+    chosen += [model.ranking.wide.crosses] if model.ranking.wide.crosses else []
     if any(chosen):  # left out at the defaults: snapshots from before there was a choice stay good
         definition += f" {chosen!r}"
     return digest128(definition).hex()
@@ -163,18 +177,21 @@ def model_of(
     )
 
 
-def scores_of(ranker: Ranker) -> Callable[[RankInputs], Floats]:
-    """`ModelVersion.scores` by the network's weights of now, without torch."""
+def scores_of(ranker: Ranker, wide: Wide | None = None) -> Callable[[RankInputs], Floats]:
+    """`ModelVersion.scores` by the network's weights of now and the wide part's of when it is asked, without torch."""
     scorer = numpy_scorer(ranker)
-    if ranker.interest is None:
-        return lambda inputs: scorer(inputs.values)
-    interest = NumpyInterest(ranker.interest)
+    interest = None if ranker.interest is None else NumpyInterest(ranker.interest)
 
     def scores(inputs: RankInputs) -> Floats:
-        met = inputs.met
-        if met is None:
-            raise ValueError("this network reads histories, and these inputs have none")
-        return scorer(inputs.values, embeddings=interest(met.vectors, met.events, met.past.action, met.gaps))
+        met, embeddings, crossed = inputs.met, None, None
+        if interest is not None:
+            if met is None:
+                raise ValueError("this network reads histories, and these inputs have none")
+            embeddings = interest(met.vectors, met.events, met.past.action, met.gaps)
+        if wide is not None:
+            one = np.array([0, len(inputs.keys)])
+            crossed = wide.of_requests(inputs.values, inputs.keys, one, None if met is None else met.past)
+        return scorer(inputs.values, embeddings=embeddings, crossed=crossed)
 
     return scores
 

@@ -9,10 +9,11 @@ import pytest
 
 from mainstem import weights
 from mainstem.cli import main
-from mainstem.schema.config import Config
+from mainstem.schema.config import Config, ModelConfig, RankingConfig
 from mainstem.schema.position import Position
-from mainstem.train.networks import families_of
+from mainstem.train.networks import families_of, new_tables
 from mainstem.train.towers import TABLE
+from mainstem.train.wide import WIDE
 from mainstem.weights import Delta, SlabTable, SnapshotMeta, Snapshots, TableDelta
 
 KEYS = np.arange(1, 41, dtype=np.uint64)
@@ -113,3 +114,21 @@ def test_explain_agrees_with_its_formula(folder: Path, capsys: pytest.CaptureFix
     assert f"{memory.predicted:,}" in text
     assert "user: 30 rows" in text
     assert "entity: 10 rows" in text
+
+
+def test_explain_tells_every_table_that_is_configured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, store = folder / "mainstem.yaml", store_of(folder)
+    file.write_text(file.read_text() + "model: {ranking: {wide: {crosses: [[canvas, candidate]]}}}\n")
+    save(store, 10)
+    with pytest.raises(SystemExit) as left:
+        main(["weights", "explain"])
+    assert left.value.code == 1
+    assert "has the tables towers, configured are towers, wide" in " ".join(capsys.readouterr().err.split())
+    ranking = RankingConfig.model_validate({"wide": {"crosses": [["canvas", "candidate"]]}})
+    wide = new_tables(Config(model=ModelConfig(ranking=ranking)))[WIDE]
+    wide.find_or_create(KEYS[:7])
+    store.save("main", {}, {TABLE: table(), WIDE: wide}, SnapshotMeta(position=Position.at(20)))
+    text = said(capsys, "explain")
+    assert "towers: 40 rows of 64" in text
+    assert "wide: 7 rows of 1" in text
+    assert "cross: 7 rows" in text

@@ -443,7 +443,7 @@ def test_a_renewed_model_is_called_as_the_one_it_follows_on(serving: Serving) ->
     seen = [numpy_scorer(each.ranker).logits(x) for each in (model, later, taken)]
     np.testing.assert_array_equal(seen[0], seen[1])
     assert not np.allclose(seen[0], seen[2])  # the ranking network went along
-    np.testing.assert_array_equal(taken.answers.scores(RankInputs(x)), numpy_scorer(taken.ranker)(x))
+    np.testing.assert_array_equal(taken.answers.scores(RankInputs(x, ITEM_KEYS[:1])), numpy_scorer(taken.ranker)(x))
 
 
 def test_a_renewal_draws_no_random_numbers(serving: Serving) -> None:

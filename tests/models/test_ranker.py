@@ -77,6 +77,8 @@ def _random_ranker(config: RankerConfig) -> tuple[Ranker, dict[str, torch.Tensor
     model.fit_normaliser(inputs["x"], inputs.get("dot"))
     if config.embeddings:
         inputs["embeddings"] = torch.randn(n, config.embeddings)
+    if config.crossed:
+        inputs["crossed"] = torch.randn(n, sum(model.sizes))
     inputs["x"][0, 0] = 1e9  # beyond the clip
     return model, inputs
 
@@ -90,12 +92,17 @@ def _random_ranker(config: RankerConfig) -> tuple[Ranker, dict[str, torch.Tensor
         RankerConfig(4, hidden=(7,), cross_layers=0),
         RankerConfig(4, hidden=(), cross_layers=0),
         RankerConfig(9, ALL_HEADS),
+        RankerConfig(9, ALL_HEADS, crossed=True),
+        RankerConfig(9, TWO_HEADS, hidden=(), cross_layers=0, crossed=True),
+        RankerConfig(2_000, hidden=(64, 32)),
         RankerConfig(9, ALL_HEADS, sharing="shared_bottom", expert_width=5),
         RankerConfig(9, ALL_HEADS, sharing="mmoe", experts=3, expert_width=5),
         RankerConfig(9, ALL_HEADS, sharing="ple", experts=2, expert_width=5),
         RankerConfig(9, (Head("click"),), sharing="ple", experts=1, expert_width=5, cross_layers=0),
     ],
-    ids=lambda config: f"{len(config.heads)} heads, {config.sharing}, {config.width} wide",
+    ids=lambda config: (
+        f"{len(config.heads)} heads, {config.sharing}, {config.width} wide{', crossed' * config.crossed}"
+    ),
 )
 def test_numpy_and_torch_give_the_same_scores(config: RankerConfig) -> None:
     model, inputs = _random_ranker(config)
@@ -128,6 +135,15 @@ def test_numpy_scorer_holds_a_copy_and_refuses_other_shapes() -> None:
         scorer(x[:, :3])
     with pytest.raises(ValueError, match="dot: False"):
         scorer(x, dot=x[:, 0])
+    with pytest.raises(ValueError, match="crossed: False"):
+        scorer(x, crossed=x[:, :1])
+    with pytest.raises(ValueError, match="without crosses"):
+        model(inputs["x"], crossed=inputs["x"][:, :1])
+    crossing, inputs = _random_ranker(RankerConfig(4, crossed=True))
+    with pytest.raises(ValueError, match="crossed: True"):
+        numpy_scorer(crossing)(x)
+    with pytest.raises(ValueError, match="with crosses"):
+        crossing(inputs["x"])
 
 
 def test_normaliser_travels_with_the_weights_and_survives_constant_columns() -> None:

@@ -4,7 +4,7 @@ import torch
 from fitting import steps_of_adam
 from torch import Tensor
 
-from mainstem.models import Wide, cross_keys
+from mainstem.models import cross_keys, crossed, logistic
 from mainstem.models.losses import binary
 from mainstem.schema.ids import keys64
 
@@ -35,20 +35,23 @@ def test_keys_of_crosses_are_forever() -> None:
     assert got == GOLDEN
 
 
-def test_a_cross_of_a_missing_field_is_missing_and_one_column_is_none() -> None:
+def test_a_cross_of_one_column_is_of_its_values_and_of_none_is_no_cross() -> None:
     assert cross_keys(np.zeros((0, 2), np.uint64), [(0, 1)]).shape == (0, 1)
-    with pytest.raises(ValueError, match="two columns"):
-        cross_keys(_fields(), [(0,)])
+    fields = _fields()
+    alone = cross_keys(fields, [(0,), (2,)])
+    assert len(np.unique(alone)) == 40  # the same values in another column are another memory
+    assert not np.isin(alone, fields).any()
+    with pytest.raises(ValueError, match="one column"):
+        cross_keys(fields, [()])
 
 
-def test_wide_sums_rows_by_place() -> None:
-    model = Wide()
-    with torch.no_grad():
-        model.bias.fill_(0.5)
-    rows = torch.tensor([[0.0], [1.0], [10.0]], requires_grad=True)
-    got = model(rows, torch.tensor([1, 2, 2, 0]), torch.tensor([0, 2, 2, 4]))
-    torch.testing.assert_close(got, torch.tensor([11.5, 0.5, 10.5]))
-    torch.testing.assert_close(torch.autograd.grad(got.sum(), rows)[0], torch.tensor([[1.0], [1.0], [2.0]]))
+def test_what_crosses_say_is_the_sum_of_their_rows() -> None:
+    rows = torch.tensor([[0.0, 0.0], [1.0, -1.0], [10.0, 5.0]], requires_grad=True)
+    got = crossed(rows, torch.tensor([[1, 2], [2, 0], [0, 0]]))
+    torch.testing.assert_close(got, torch.tensor([[11.0, 4.0], [10.0, 5.0], [0.0, 0.0]]))
+    gradient = torch.autograd.grad(got[:, 0].sum(), rows)[0]
+    torch.testing.assert_close(gradient[1:], torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
+    assert crossed(rows, torch.zeros(0, 2, dtype=torch.int64)).shape == (0, 2)
 
 
 def _checkerboard() -> tuple[np.ndarray, Tensor]:
@@ -57,12 +60,16 @@ def _checkerboard() -> tuple[np.ndarray, Tensor]:
 
 
 def _accuracy(keys: np.ndarray, label: Tensor) -> float:
-    """Of a wide part over these keys [n, k], after training on the whole board."""
+    """Of a logistic regression on these keys [n, k] alone, after training on the whole board."""
     distinct, places = np.unique(keys, return_inverse=True)
-    flat, offsets = torch.from_numpy(places.ravel()), torch.arange(len(keys) + 1) * keys.shape[1]
-    rows, model = torch.zeros(len(distinct), 1, requires_grad=True), Wide()
-    steps_of_adam(lambda _: binary(model(rows, flat, offsets), label), [rows, *model.parameters()], 40, 0.1)
-    return float(((model(rows, flat, offsets) > 0) == (label > 0)).float().mean())
+    at, nothing = torch.from_numpy(places.reshape(keys.shape)), torch.zeros(len(keys), 1)
+    rows, model = torch.zeros(len(distinct), 1, requires_grad=True), logistic(1, crossed=True)
+
+    def logits() -> Tensor:
+        return model(nothing, crossed=crossed(rows, at))[:, 0]
+
+    steps_of_adam(lambda _: binary(logits(), label), [rows, *model.parameters()], 40, 0.1)
+    return float(((logits() > 0) == (label > 0)).float().mean())
 
 
 def test_crosses_memorise_the_checkerboard() -> None:

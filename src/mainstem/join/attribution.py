@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from mainstem.join.labels import label_of
+from mainstem.join.labels import label_of, shares
 from mainstem.schema.config import HeadConfig
 from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.examples import Examples
@@ -294,6 +294,10 @@ class Attribution:
             for i, place in enumerate(rows):
                 found = answers.get((place, name))
                 known[i, column] = label_of(head, found) if found else head.unanswered
+            if head.each_next != 1.0:
+                taken = [i for i, place in enumerate(rows) if (place, name) in answers]
+                first = [min(answers[rows[i], name])[0] for i in taken]
+                known[taken, column] = shares(head, np.array(first, np.int64))
         fresh = np.zeros(n, np.bool_)
         if self.had in served.feature_names:
             fresh = inputs[:, served.feature_names.index(self.had)] <= 0

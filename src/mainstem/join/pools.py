@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mainstem.join.labels import grades
+from mainstem.join.labels import grades, shares
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import HeadConfig
 from mainstem.schema.errors import InvalidRecord, StoreError
@@ -62,7 +62,8 @@ class PoolCounts(msgspec.Struct):
 class _Held(msgspec.Struct):
     """A pool that waits for labels; labels: (row, head) -> the label so far, as a flat list for storage.
 
-    graded: (row, head) -> when the event was that a grade is from. closed: whether only delayed labels are waited for.
+    moments: (row, head) -> when the event was that a label is from: the last of a grade, the first of what counts by
+    its place. closed: whether only delayed labels are waited for.
     """
 
     request_id: str
@@ -70,7 +71,7 @@ class _Held(msgspec.Struct):
     time: int
     pool: Pool
     labels: list[tuple[int, int, float]]
-    graded: list[tuple[int, int, int]] = []
+    moments: list[tuple[int, int, int]] = msgspec.field(default_factory=list, name="graded")
     closed: bool = False
     past: Past | None = None
 
@@ -178,28 +179,44 @@ class PoolJoin:
         elapsed = answers["time"] - held.time
         hits = np.flatnonzero((keys[rows] == answers["entity"]) & (elapsed >= 0)) if len(keys) else at[:0]
         labels = {(row, head): value for row, head, value in held.labels}
-        graded = {(row, head): time for row, head, time in held.graded}
+        moments = {(row, head): time for row, head, time in held.moments}
         changed = False
         for hit in hits.tolist():
             for column, (head, window) in enumerate(zip(self.heads, self.windows, strict=True)):
                 if self.kinds[answers["kind"][hit]] != head.event or elapsed[hit] >= window:
                     continue
                 name, value = (int(rows[hit]), column), float(answers["value"][hit])
+                moment = int(answers["time"][hit])
                 if head.type == "binary":
-                    now = 1.0
+                    now = labels.get(name, 1.0)
+                    if head.each_next != 1.0:
+                        moments[name] = min(moment, moments.get(name, moment))
                 elif head.type == "ordinal":
-                    moment, now = int(answers["time"][hit]), float(grades(head, np.array([value]))[0])
-                    if name in graded and (moment, now) <= (graded[name], labels[name]):
+                    now = float(grades(head, np.array([value]))[0])
+                    if name in moments and (moment, now) <= (moments[name], labels[name]):
                         continue
-                    graded[name] = moment
+                    moments[name] = moment
                 else:
                     now = labels.get(name, 0.0) + value
                 changed |= labels.get(name, head.unanswered) != now and not head.delayed
                 labels[name] = now
+        if len(hits):
+            changed |= self._weigh(labels, moments)
         if changed:
             touched.setdefault(held.request_id, held.labels)
         held.labels = [(row, head, value) for (row, head), value in labels.items()]
-        held.graded = [(row, head, time) for (row, head), time in graded.items()]
+        held.moments = [(row, head, time) for (row, head), time in moments.items()]
+
+    def _weigh(self, labels: dict[tuple[int, int], float], moments: Mapping[tuple[int, int], int]) -> bool:
+        """Let each positive of a visit count by its place in it; whether any counts otherwise than before."""
+        changed = False
+        for column, head in enumerate(self.heads):
+            taken = [name for name in moments if name[1] == column] if head.each_next != 1.0 else []
+            counted = shares(head, np.array([moments[name] for name in taken], np.int64))
+            for name, share in zip(taken, counted.tolist(), strict=True):
+                changed |= labels[name] != share
+                labels[name] = share
+        return changed
 
     def _close(self) -> list[Examples]:
         """Of the pools whose windows are over, but for those of delayed heads."""
@@ -243,7 +260,7 @@ class PoolJoin:
                 moved = {int(old): new for new, old in enumerate(kept.tolist())}
                 held.pool = pack_pool(keys[kept], inputs[kept])
                 held.labels = [(moved[row], head, value) for row, head, value in held.labels if row in moved]
-                held.graded = [(moved[row], head, time) for row, head, time in held.graded if row in moved]
+                held.moments = [(moved[row], head, time) for row, head, time in held.moments if row in moved]
 
     def __len__(self) -> int:
         return len(self._held)

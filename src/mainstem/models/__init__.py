@@ -10,13 +10,10 @@ The parts, each with the equations it follows:
 
     interest/    candidates against histories -> part of the input
     sharing/     input -> one representation a task
+    wide         crosses of categorical fields, remembered one by one
+    logistic     the ranker without layers, the small baseline
     heads/       what a task's last layer means: loss, and a prediction in the event's own unit
     calibration  predicted against observed
-
-and those that today's product does not use yet:
-
-    wide         crosses of categorical fields, one weight each
-    logistic     the small baseline
 """
 
 from mainstem.models.interest import InterestConfig, Meeting
@@ -26,7 +23,7 @@ from mainstem.models.numpy_requests import NumpyRequests
 from mainstem.models.numpy_scorer import NumpyScorer, numpy_scorer
 from mainstem.models.ranker import Head, Ranker, RankerConfig
 from mainstem.models.unified import Asked, Unified, UnifiedConfig
-from mainstem.models.wide import Wide, cross_keys
+from mainstem.models.wide import cross_keys, crossed
 
 __all__ = [
     "Asked",
@@ -40,8 +37,8 @@ __all__ = [
     "RankerConfig",
     "Unified",
     "UnifiedConfig",
-    "Wide",
     "cross_keys",
+    "crossed",
     "logistic",
     "numpy_scorer",
 ]

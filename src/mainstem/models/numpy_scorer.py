@@ -49,19 +49,28 @@ class NumpyScorer:
         self._deep_head = joint[split:] if joint is not None else None
         self._buffers = threading.local()
 
-    def __call__(self, x: Floats, dot: Floats | None = None, embeddings: Floats | None = None) -> Floats:
-        """`Ranker.scores` for x float32 [n, features] (and dot [n], embeddings [n, e] as configured): [n, heads]."""
-        raw = self.logits(x, dot, embeddings)
+    def __call__(
+        self, x: Floats, dot: Floats | None = None, embeddings: Floats | None = None, crossed: Floats | None = None
+    ) -> Floats:
+        """`Ranker.scores` for x float32 [n, features] (and dot [n], embeddings [n, e], crossed [n, outputs] as
+        configured): [n, heads]."""
+        raw = self.logits(x, dot, embeddings, crossed)
         if self._binary:
             return sigmoid(raw * self._slope + self._shift)
         parts = np.split(raw, self._ends, axis=1)
         return np.stack([head(part) for head, part in zip(self._heads, parts, strict=True)], axis=1)
 
-    def logits(self, x: Floats, dot: Floats | None = None, embeddings: Floats | None = None) -> Floats:
+    def logits(
+        self, x: Floats, dot: Floats | None = None, embeddings: Floats | None = None, crossed: Floats | None = None
+    ) -> Floats:
         """`Ranker.forward`: [n, outputs]."""
+        if (crossed is not None) != self.config.crossed:
+            raise ValueError(f"pass crossed: {self.config.crossed}, as the model was built")
         x0 = self._inputs(x, dot, embeddings)
         out: Floats = x0 @ self._wide
         out += self._bias
+        if crossed is not None:
+            out += crossed
         paths = self._paths(x0)
         if self._sharing is not None:
             shared = self._sharing(np.concatenate(list(paths.values()), axis=1))

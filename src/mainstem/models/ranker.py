@@ -7,6 +7,7 @@ layer of both directly, or through one of the ways of `sharing`.
     features --+-- cross --+                                  +-- head
                +-- deep  --+-- joint layer -- (sharing) ------+-- head
                +-- wide ------------------------------------- + to each
+    crosses of categorical fields (`wide.crossed`) ---------- + to each
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class RankerConfig:
     """features: width of the feature matrix. embeddings: width of the optional embedding block, 0 for none.
     dot: whether the retrieval dot product comes in as one more feature. rank: of the cross matrices. loss: what binary
     heads learn the order by. sharing, experts, expert_width: see `sharing.sharing_of`. interest: of the part that makes
-    the embedding block from candidates and histories, None where nothing does."""
+    the embedding block from candidates and histories, None where nothing does. crossed: whether what `wide.crossed`
+    says of each candidate is added."""
 
     features: int
     heads: tuple[Head, ...] = (Head("purchase"),)
@@ -47,6 +49,7 @@ class RankerConfig:
     experts: int = 4
     expert_width: int = 32
     interest: InterestConfig | None = None
+    crossed: bool = False
 
     @property
     def width(self) -> int:
@@ -129,18 +132,24 @@ class Ranker(nn.Module):
         self.mean.copy_(columns.mean(dim=0))
         self.scale.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
 
-    def forward(self, x: Tensor, dot: Tensor | None = None, embeddings: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, dot: Tensor | None = None, embeddings: Tensor | None = None, crossed: Tensor | None = None
+    ) -> Tensor:
         """Raw outputs [n, outputs], head after head, as `split` parts them; not calibrated.
 
         x float32 [n, features], raw; dot float32 [n]: retrieval dot products, where the config has them;
-        embeddings float32 [n, config.embeddings], likewise.
+        embeddings float32 [n, config.embeddings] and crossed float32 [n, outputs], likewise.
         """
+        if (crossed is not None) != self.config.crossed:
+            raise ValueError(f"this model was built {'with' if self.config.crossed else 'without'} crosses")
         x0 = ((self._numeric(x, dot) - self.mean) / self.scale).clamp(-CLIP, CLIP)
         if self.config.embeddings:
             if embeddings is None:
                 raise ValueError("this model was built with an embedding block: pass embeddings [n, config.embeddings]")
             x0 = torch.cat((x0, embeddings), dim=-1)
         out: Tensor = self.wide(x0)
+        if crossed is not None:
+            out = out + crossed
         if self.heads is not None:
             out = out + self.heads(torch.cat(self._paths(x0), dim=-1))
         elif self.sharing is not None:
@@ -166,9 +175,11 @@ class Ranker(nn.Module):
         columns = [t.log_expectation(part) if isinstance(t, LifetimeValueHead) else part[:, 0] for t, part in parts]
         return torch.stack(columns, dim=-1)
 
-    def scores(self, x: Tensor, dot: Tensor | None = None, embeddings: Tensor | None = None) -> Tensor:
+    def scores(
+        self, x: Tensor, dot: Tensor | None = None, embeddings: Tensor | None = None, crossed: Tensor | None = None
+    ) -> Tensor:
         """`predict` of `forward`: [n, heads]."""
-        return self.predict(self(x, dot, embeddings))
+        return self.predict(self(x, dot, embeddings, crossed))
 
     @torch.no_grad()
     def start(self, labels: Tensor, weights: Tensor) -> None:

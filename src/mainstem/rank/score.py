@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mainstem.schema.canvases import canvas_inputs
 from mainstem.schema.ids import Keys, keys64
 from mainstem.schema.pasts import Pasts
 from mainstem.schema.protocols import FeatureView, Floats, VectorIndex
@@ -38,9 +39,11 @@ class Met:
 
 @dataclass(frozen=True, slots=True)
 class RankInputs:
-    """What the ranking network eats of one request: values float32 [n, f], and met where it reads the history."""
+    """What the ranking network eats of one request: values float32 [n, f] of the candidates keys uint64 [n], and met
+    where it reads the history."""
 
     values: Floats
+    keys: Keys
     met: Met | None = None
 
 
@@ -77,7 +80,7 @@ class ModelVersion:
 
 def extra_inputs(canvases: Sequence[str]) -> tuple[str, ...]:
     """Names of the columns that `rank_inputs` adds to the features, for these canvases."""
-    return (*EXTRA, *(f"canvas_{name}" for name in canvases))
+    return (*EXTRA, *canvas_inputs(canvases))
 
 
 def rank_inputs(model: ModelVersion, context: Context, view: FeatureView, tenant: str, keys: Keys) -> RankInputs:
@@ -99,10 +102,10 @@ def rank_inputs(model: ModelVersion, context: Context, view: FeatureView, tenant
         extra[:, len(EXTRA) + model.canvases.index(context.canvas)] = 1.0
     values = np.column_stack([view.values(keys), extra]).astype(np.float32, copy=False)
     if model.reads is None:
-        return RankInputs(values)
+        return RankInputs(values, keys)
     past = model.reads.past(view)
     gaps = past.gaps(np.array([view.time], np.int64))
-    return RankInputs(values, Met(vectors, past, model.index.vectors(past.entity), gaps))
+    return RankInputs(values, keys, Met(vectors, past, model.index.vectors(past.entity), gaps))
 
 
 def _near(view: FeatureView, sources: Keys, keys: Keys) -> Floats:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mainstem.schema.ids import DEFAULT_TENANT, Keys, keys64
 
-__all__ = ["UNKNOWN", "CanvasPlaces"]
+__all__ = ["UNKNOWN", "CanvasPlaces", "canvas_inputs"]
 
 UNKNOWN = 0
+
+
+def canvas_inputs(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of the ranking network's inputs that say which canvas asks: 1 for it, 0 for the others."""
+    return tuple(f"canvas_{name}" for name in names)
 
 
 class CanvasPlaces:

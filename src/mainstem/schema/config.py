@@ -338,7 +338,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
-        if problems := [*self._heads_fit(), *self._canvases_fit(), *self._features_fit()]:
+        if problems := [*self._heads_fit(), *self._canvases_fit(), *self._features_fit(), *self._crosses_fit()]:
             raise Mismatch(problems)
         return self
 
@@ -375,6 +375,15 @@ class Config(Section):
         for place, key in enumerate(self.features.by):
             if not any(key in kind.attributes for kind in self.entities.values()):
                 yield ("features", "by", place), f"{key!r} is not an attribute of any entity type"
+
+    def _crosses_fit(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        for path, text in self.model.ranking.wide.unknown(self.categories()):
+            yield ("model", "ranking", "wide", *path), text
+
+    def categories(self) -> tuple[str, ...]:
+        """The category attributes of every entity type, each once."""
+        kinds = [attribute for entity in self.entities.values() for attribute in entity.attributes.items()]
+        return tuple(dict.fromkeys(name for name, kind in kinds if kind == "category"))
 
     def owned_kinds(self) -> tuple[str, ...]:
         """Kinds of events after which the user has the entity."""

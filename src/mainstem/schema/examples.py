@@ -31,7 +31,8 @@ class Examples:
     """g groups, n candidates in all; candidates of group i are rows offsets[i]:offsets[i+1].
 
     inputs   float32 [n, f]  what the ranking network eats, as of the request (law 4)
-    labels   float32 [n, h]  per head; NaN where it is not known (see `HeadConfig.unanswered` and `delayed`)
+    labels   float32 [n, h]  per head; NaN where it is not known (see `HeadConfig.unanswered` and `delayed`). Of a
+                             binary head above 0 where it happened: how much it counts beside the others of its group
     negative_rate float32 [n]  share of the negatives of its group and stratum (fresh or not) that were kept, the
                              same for positives and negatives: the log-odds correction
     fresh    bool    [n]     new to the user: not among what they had before

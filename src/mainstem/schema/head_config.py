@@ -35,6 +35,10 @@ class HeadConfig(Section):
     unit: float = Field(default=1.0, gt=0, repr=False)
     """Of a `weighted_logistic` head: a typical value of its events, which counts as 1 in the loss."""
 
+    each_next: float = Field(default=1.0, ge=0.5, le=2.0, repr=False)
+    """Of a `binary` head: how much what is taken next in a visit counts against what was taken before it. Below 1 what
+    came first counts most, above 1 what came last."""
+
     @field_validator("levels")
     @classmethod
     def _levels_rise(cls, levels: list[float], info: ValidationInfo) -> list[float]:
@@ -52,6 +56,13 @@ class HeadConfig(Section):
         if not math.isfinite(unit):
             raise ValueError(f"{unit} must be finite")
         return unit
+
+    @field_validator("each_next")
+    @classmethod
+    def _places_are_counted(cls, each_next: float, info: ValidationInfo) -> float:
+        if info.data.get("type", "binary") != "binary" and each_next != 1.0:
+            raise ValueError(f"each_next is of `type: binary` alone, and this head is {info.data['type']}")
+        return each_next
 
     @property
     def unanswered(self) -> float:

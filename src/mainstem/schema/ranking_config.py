@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from mainstem.schema.section import Section
+from mainstem.schema.wide_config import WideConfig
 
 __all__ = ["OrderLoss", "RankingConfig", "SharingKind"]
 
@@ -17,6 +18,9 @@ SharingKind = Literal["none", "shared_bottom", "mmoe", "ple"]
 class RankingConfig(Section):
     """The ranking network."""
 
+    network: Literal["deep", "logistic"] = "deep"
+    """`deep`: cross and deep layers beside a linear part; `logistic`: the linear part alone, a small baseline."""
+    wide: WideConfig = WideConfig()
     loss: OrderLoss = "listwise"
     """How binary heads learn the order: by a softmax over the slate, by its pairs, or candidate by candidate."""
     sharing: SharingKind = "none"
@@ -29,3 +33,10 @@ class RankingConfig(Section):
     """Experts that all heads share; of `mmoe` and `ple`."""
     expert_width: int = Field(default=32, ge=1, le=1024)
     """Width of each expert, and of a head's own layer."""
+
+    @field_validator("sharing", "interest")
+    @classmethod
+    def _a_line_has_no_layers(cls, chosen: str, info: ValidationInfo) -> str:
+        if info.data.get("network") == "logistic" and chosen != "none":
+            raise ValueError(f"{chosen!r} is of `network: deep` alone")
+        return chosen

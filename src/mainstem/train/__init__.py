@@ -13,6 +13,7 @@ retrieval.py     a step of the towers (full or sampled softmax), and epochs of t
 ranking.py       trains the ranking network on replayed or joined examples, and calibrates it
 ranking_loss.py  what it minimises: an order loss of binary heads, the own loss of the others
 meetings.py      which candidates meet which histories, for a ranking network that reads them
+wide.py          which crosses candidates are of, and the table of what each weighs, for one that remembers them
 ranking_online.py  a step of it on slates whose labels became known, and the level of binary heads
 trainer.py       the run over a whole log: time split, checkpoints, early stopping, the published snapshot
 online.py        learns from log records in order, one micro-batch at a time
@@ -26,7 +27,7 @@ rebuilt.py       models rebuilt from the whole history, brought up to date besid
 threads.py       how many threads torch uses in a stage
 """
 
-from mainstem.train.networks import kinds_read, new_ranker, new_table, new_towers, restore
+from mainstem.train.networks import kinds_read, new_ranker, new_tables, new_towers, new_wide, restore
 from mainstem.train.online import OnlineLearner
 from mainstem.train.ranking import RankingFit, fit_ranker
 from mainstem.train.ranking_online import RankingLearner
@@ -34,6 +35,7 @@ from mainstem.train.retrieval import RetrievalTrainer
 from mainstem.train.stream import OnlineTrainer
 from mainstem.train.towers import Towers
 from mainstem.train.trainer import Trainer, TrainingReport
+from mainstem.train.wide import Wide
 
 __all__ = [
     "OnlineLearner",
@@ -44,10 +46,12 @@ __all__ = [
     "Towers",
     "Trainer",
     "TrainingReport",
+    "Wide",
     "fit_ranker",
     "kinds_read",
     "new_ranker",
-    "new_table",
+    "new_tables",
     "new_towers",
+    "new_wide",
     "restore",
 ]

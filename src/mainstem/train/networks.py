@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
-from mainstem.models import Head, InterestConfig, Ranker, RankerConfig, Unified, UnifiedConfig
+from mainstem.models import Head, InterestConfig, Ranker, RankerConfig, Unified, UnifiedConfig, logistic
+from mainstem.models.heads import task_of
 from mainstem.models.history import EventConfig, HSTUConfig, PoolingConfig, TransformerConfig
 from mainstem.models.unified import EncoderConfig
 from mainstem.schema.config import Config, FamilyConfig, ModelConfig
@@ -17,10 +19,11 @@ from mainstem.text.kept import KeptTexts
 from mainstem.train.canvases import Canvases
 from mainstem.train.texts import Texts
 from mainstem.train.towers import FAMILIES, FIELDS, TABLE, Towers
+from mainstem.train.wide import WIDE, Crosses, Wide
 from mainstem.train.words import Words
 from mainstem.weights import Adagrad, Adam, Family, Ftrl, RowwiseAdagrad, SlabTable, Snapshot
 
-__all__ = ["families_of", "kinds_read", "new_ranker", "new_table", "new_towers", "restore"]
+__all__ = ["families_of", "kinds_read", "new_ranker", "new_tables", "new_towers", "new_wide", "restore"]
 
 # Attention heads of the ranking network's transformer, where the width has no other divisor.
 MOST_HEADS = 4
@@ -54,8 +57,6 @@ def new_towers(config: Config, catalog: Catalog, kept: KeptTexts | None = None, 
     """
     if (kept is None) != (config.model.text.encoder == "none"):
         raise ValueError(f"model.text.encoder is {config.model.text.encoder}: hand in what text.keep gives for it")
-    kinds = [attribute for entity in config.entities.values() for attribute in entity.attributes.items()]
-    attributes = list(dict.fromkeys(name for name, kind in kinds if kind == "category"))
     canvases = Canvases(config.canvases, config.tenant)
     texts = Texts(catalog, kept)
     module = Unified(
@@ -64,13 +65,37 @@ def new_towers(config: Config, catalog: Catalog, kept: KeptTexts | None = None, 
             text=texts.width,
         )
     )  # fmt: skip
-    table = new_table(config, concurrent=concurrent)
-    return Towers(module, table, catalog, attributes, canvases, Words(catalog, config.model.words), texts)
+    table = _towers_table(config, concurrent)
+    return Towers(module, table, catalog, config.categories(), canvases, Words(catalog, config.model.words), texts)
 
 
-def new_table(config: Config, *, concurrent: bool = False) -> SlabTable:
-    """The towers' table, empty."""
+def new_wide(config: Config, catalog: Catalog, inputs: Sequence[str], *, concurrent: bool = False) -> Wide | None:
+    """The untrained wide part of a ranking network with these inputs, as configured; None where nothing is crossed."""
+    chosen = config.model.ranking.wide
+    if not chosen.crosses:
+        return None
+    return Wide(Crosses(config, catalog, inputs), _wide_table(config, concurrent), chosen.learning_rate)
+
+
+def new_tables(config: Config) -> dict[str, SlabTable]:
+    """The tables of a model line, empty, by the names that snapshots have them under."""
+    found = {TABLE: _towers_table(config, False)}
+    return found | {WIDE: _wide_table(config, False)} if config.model.ranking.wide.crosses else found
+
+
+def _towers_table(config: Config, concurrent: bool) -> SlabTable:
     return SlabTable(config.model.dim, families_of(config.model), seed=config.train.seed, concurrent=concurrent)
+
+
+def _wide_table(config: Config, concurrent: bool) -> SlabTable:
+    """Of one weight for each raw output of the ranking network a row."""
+    chosen = config.model.ranking.wide
+    family = Family(
+        "cross", scale=0.0, optimizer=Ftrl(l1=chosen.l1, l2=chosen.l2), admit_after=chosen.admit_after,
+        expire=None if chosen.expire is None else parse_duration(chosen.expire), capacity=chosen.capacity,
+    )  # fmt: skip
+    outputs = sum(task_of(head).outputs for head in _heads(config))
+    return SlabTable(outputs, (family,), seed=config.train.seed, concurrent=concurrent)
 
 
 def encoder_config(config: Config) -> EncoderConfig:
@@ -90,8 +115,9 @@ def encoder_config(config: Config) -> EncoderConfig:
 
 def restore(
     snapshot: Snapshot, config: Config, catalog: Catalog, kept: KeptTexts | None = None
-) -> tuple[Towers, Ranker]:
-    """The networks of a published snapshot, ready to answer; `kept` as in `new_towers`.
+) -> tuple[Towers, Ranker, Wide | None]:
+    """The networks of a published snapshot, ready to answer, and the wide part where it has one; `kept` as in
+    `new_towers`.
 
     Raises Incompatible where it was trained for another configuration than `config`.
     """
@@ -105,10 +131,13 @@ def restore(
             f"{list(towers.attributes)} and {list(config.heads)}: {remedy}"
         )
     ranker = new_ranker(config, len(extras["inputs"]))
+    wide = new_wide(config, catalog, extras["inputs"], concurrent=True)
     try:
         towers.module.load_state_dict(_part(snapshot, "towers."))
         ranker.load_state_dict(_part(snapshot, "ranker."))
         towers.table.load(snapshot.tables[TABLE])
+        if wide is not None:
+            wide.table.load(snapshot.tables[WIDE])
     except (
         RuntimeError,
         StoreError,
@@ -117,20 +146,26 @@ def restore(
         raise Incompatible(f"{version} does not fit the configured networks: {remedy}. {error}") from error
     towers.module.eval()
     ranker.eval()
-    return towers, ranker
+    return towers, ranker, wide
 
 
 def new_ranker(config: Config, inputs: int) -> Ranker:
     """An untrained ranking network for so many input columns, as configured."""
-    heads = tuple(Head(name, head.type, tuple(head.levels), head.unit) for name, head in config.heads.items())
-    chosen, interest = config.model.ranking, interest_config(config)
+    chosen, interest, heads = config.model.ranking, interest_config(config), _heads(config)
+    crossed = bool(chosen.wide.crosses)
+    if chosen.network == "logistic":
+        return logistic(inputs, heads, loss=chosen.loss, crossed=crossed)
     return Ranker(
         RankerConfig(
             features=inputs, heads=heads, hidden=tuple(config.model.hidden), loss=chosen.loss, sharing=chosen.sharing,
             experts=chosen.experts, expert_width=chosen.expert_width, interest=interest,
-            embeddings=0 if interest is None else interest.width,
+            embeddings=0 if interest is None else interest.width, crossed=crossed,
         )
     )  # fmt: skip
+
+
+def _heads(config: Config) -> tuple[Head, ...]:
+    return tuple(Head(name, head.type, tuple(head.levels), head.unit) for name, head in config.heads.items())
 
 
 def interest_config(config: Config) -> InterestConfig | None:
@@ -144,7 +179,8 @@ def interest_config(config: Config) -> InterestConfig | None:
 def kinds_read(config: Config) -> tuple[str, ...] | None:
     """The kinds of events whose history the ranking network reads, in the order of its actions; None where it reads
     none."""
-    return None if config.model.ranking.interest == "none" else tuple(config.interest())
+    chosen = config.model.ranking
+    return tuple(config.interest()) if chosen.interest != "none" or chosen.wide.reads_history() else None
 
 
 def _part(snapshot: Snapshot, prefix: str) -> dict[str, torch.Tensor]:

@@ -32,8 +32,10 @@ from mainstem.train.interactions import Interactions, of_interest
 from mainstem.train.population import Population
 from mainstem.train.ranking_online import RankingLearner
 from mainstem.train.retrieval import RetrievalLearner
-from mainstem.train.towers import Towers
+from mainstem.train.towers import TABLE, Towers
+from mainstem.train.wide import WIDE
 from mainstem.train.words import keys_of
+from mainstem.weights import Changes, Table
 from mainstem.weights.checkpoints import random_states, restore_random
 
 __all__ = ["RANKING", "RETRIEVAL", "Carried", "OnlineLearner", "Step"]
@@ -207,10 +209,20 @@ class OnlineLearner:
 
     def _sweep(self) -> None:
         """What was not seen for long leaves: rows in slices, histories once a day."""
-        self.towers.table.sweep(self.clock.reached(), SWEEP)
+        for table in self.tables().values():
+            table.sweep(self.clock.reached(), SWEEP)
         if (day := self.clock.due()) is not None:
             self.histories.expire(day - parse_duration(self.config.features.expire))
             self.clock.swept(day)
+
+    def tables(self) -> dict[str, Table]:
+        """The tables of rows, by the names that serving knows them by."""
+        wide = self.ranking.wide
+        return {TABLE: self.towers.table} if wide is None else {TABLE: self.towers.table, WIDE: wide.table}
+
+    def take_changes(self) -> dict[str, Changes]:
+        """What happened to the rows of each table since the last call."""
+        return {name: table.take_changes() for name, table in self.tables().items()}
 
     def dense(self) -> dict[str, NDArray[Any]]:
         """A copy of the networks' weights, by the names that serving knows them by."""
@@ -224,7 +236,7 @@ class OnlineLearner:
     # ---- checkpoints -------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """All but the table, for `flatten`."""
+        """All but the tables, for `flatten`."""
         return {
             "module": self.towers.module.state_dict(),
             "adam": self.retrieval.adam.state_dict(),
@@ -239,7 +251,7 @@ class OnlineLearner:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave; the table is loaded by itself."""
+        """Take up what `state` gave; the tables are loaded by themselves."""
         self.towers.module.load_state_dict(state["module"])
         self.retrieval.adam.load_state_dict(state["adam"])
         # a release that held no batches wrote none

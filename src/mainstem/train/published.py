@@ -19,7 +19,6 @@ from mainstem.schema.time import now_ms
 from mainstem.train.catalogs import keep, take_up
 from mainstem.train.guard import Guard
 from mainstem.train.online import Carried, OnlineLearner
-from mainstem.train.towers import TABLE
 from mainstem.weights import KeptCatalogs, Snapshot, SnapshotMeta, Snapshots
 from mainstem.weights.checkpoints import flatten, unflatten
 
@@ -36,7 +35,7 @@ class State:
     """
 
     dense: dict[str, NDArray[Any]]
-    table: dict[str, NDArray[Any]]
+    tables: dict[str, dict[str, NDArray[Any]]]
     training: dict[str, NDArray[Any]]
     tree: Any
     catalog: CatalogState
@@ -46,7 +45,8 @@ class State:
 def state_of(learner: OnlineLearner, guard: Guard) -> State:
     """A copy of the learner's state as of now."""
     arrays, tree = flatten({"learner": learner.state(), "guard": guard.state()})
-    return State(learner.dense(), learner.towers.table.state(), arrays, tree, learner.catalog.state(), now_ms())
+    tables = {name: table.state() for name, table in learner.tables().items()}
+    return State(learner.dense(), tables, arrays, tree, learner.catalog.state(), now_ms())
 
 
 def adopt(
@@ -58,13 +58,15 @@ def adopt(
     Raises StoreError where it does not fit, Incompatible where it lacks a part that an older release did not write.
     """
     name = snapshot.manifest.version
-    if TABLE not in snapshot.tables or "state" not in snapshot.manifest.extras:
+    tables = learner.tables()
+    if not tables.keys() <= snapshot.tables.keys() or "state" not in snapshot.manifest.extras:
         raise StoreError(f"{name} holds nothing to go on training from: run `mainstem train`")
     if kept is not None:
         take_up(kept, snapshot.manifest, learner)
     learner.catch_up(log, snapshot.position)
     state = unflatten(snapshot.training, snapshot.manifest.extras["state"])
-    learner.towers.table.load(snapshot.tables[TABLE])
+    for table_name, table in tables.items():
+        table.load(snapshot.tables[table_name])
     try:
         learner.load(state["learner"])
         guard.load(state["guard"])
@@ -85,7 +87,7 @@ def save_state(
     """Save a state with its catalogue beside it; the version. Raises what `Snapshots.save` raises."""
     kept = keep(store.catalogs, line, state.catalog, state.taken, config)
     meta = msgspec.structs.replace(meta, extras={**meta.extras, **kept})
-    return store.save(line, state.dense, {TABLE: state.table}, meta, state.training, expect=expect)
+    return store.save(line, state.dense, state.tables, meta, state.training, expect=expect)
 
 
 class SnapshotWriter:

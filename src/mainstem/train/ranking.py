@@ -20,8 +20,10 @@ from mainstem.models.losses import binary
 from mainstem.schema.config import HeadConfig, TrainConfig
 from mainstem.schema.examples import Examples
 from mainstem.train.meetings import Vectors
-from mainstem.train.ranking_loss import Slates, loss_of, raw_of
+from mainstem.train.ranking_loss import Slates, loss_of, raw_of, said
 from mainstem.train.threads import torch_threads
+from mainstem.train.wide import Wide
+from mainstem.weights.table import Arrays
 
 __all__ = ["RankingFit", "calibrate", "fit_ranker", "ranking_loss"]
 
@@ -47,19 +49,17 @@ class RankingFit:
 
 def ranking_loss(ranker: Ranker, examples: Examples, heads: Sequence[HeadConfig]) -> Tensor:
     """Sum over heads of their weighted loss on these examples. Labels that are NaN do not count."""
-    return _loss(ranker, Slates.of(examples, heads), heads)
-
-
-def _loss(ranker: Ranker, slates: Slates, heads: Sequence[HeadConfig]) -> Tensor:
+    slates = Slates.of(examples, heads)
     return loss_of(ranker, raw_of(ranker, slates), slates, slates.labels, heads)
 
 
 @torch.no_grad()
-def _mean_loss(ranker: Ranker, slates: Slates, heads: Sequence[HeadConfig]) -> float:
+def _mean_loss(ranker: Ranker, slates: Slates, heads: Sequence[HeadConfig], wide: Wide | None) -> float:
     ranker.eval()
     total = 0.0
     for which in torch.split(torch.arange(len(slates)), CHUNK):
-        total += float(_loss(ranker, slates.groups(which), heads)) * len(which)
+        some = slates.groups(which)
+        total += float(loss_of(ranker, raw_of(ranker, some, said(wide, some)), some, some.labels, heads)) * len(which)
     return total / max(len(slates), 1)
 
 
@@ -72,9 +72,11 @@ def fit_ranker(
     on_epoch: Callable[[int, RankingFit], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
     vectors: Vectors | None = None,
+    wide: Wide | None = None,
 ) -> RankingFit:
     """Train in place; the weights of the best validation epoch stay. `on_step(done, total)` in slates. vectors: of
-    entities, which a network that reads histories needs; it does not move them.
+    entities, which a network that reads histories needs; it does not move them. wide: the untrained wide part of a
+    network that has one, trained along; the first epoch alone makes weights, so that an event is one sight of a cross.
 
     `config.ranking_learning_rate` is the peak of the cycle. Runs on one thread: its matrices are small. Raises
     ValueError where `train` is empty or an input is not finite.
@@ -82,12 +84,14 @@ def fit_ranker(
     if not len(train):
         raise ValueError("there is nothing to train on")
     with torch_threads(1):
-        slates = Slates.of(train, heads, vectors), Slates.of(valid, heads, vectors)
-        return _fit(ranker, *slates, heads, config, on_epoch, on_step)
+        crosses = None if wide is None else wide.crosses
+        slates = [Slates.of(examples, heads, vectors, crosses) for examples in (train, valid)]
+        return _fit(ranker, wide, *slates, heads, config, on_epoch, on_step)
 
 
 def _fit(
     ranker: Ranker,
+    wide: Wide | None,
     train: Slates,
     valid: Slates,
     heads: Sequence[HeadConfig],
@@ -107,34 +111,60 @@ def _fit(
     steps = config.ranking_epochs * -(-len(train) // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _one_cycle(step, steps))
     rng = np.random.default_rng(config.seed)
-    fit = RankingFit(validation=[_mean_loss(ranker, valid, heads)])
-    kept, waited, total = copy.deepcopy(ranker.state_dict()), 0, config.ranking_epochs * len(train)
+    fit = RankingFit(validation=[_mean_loss(ranker, valid, heads, wide)])
+    best, waited, total = _Weights.of(ranker, wide), 0, config.ranking_epochs * len(train)
     for epoch in range(1, config.ranking_epochs + 1):
         ranker.train()
         losses, done = [], (epoch - 1) * len(train)
         for which in torch.split(torch.from_numpy(rng.permutation(len(train))), batch):
-            loss = _loss(ranker, train.groups(which), heads)
             adam.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = _backward(ranker, wide, train.groups(which), heads, admit=epoch == 1)
             adam.step()
             schedule.step()
-            losses.append(float(loss.detach()))
+            losses.append(loss)
             done += len(which)
             if on_step:
                 on_step(done, total)
         fit.training.append(float(np.mean(losses)))
-        fit.validation.append(_mean_loss(ranker, valid, heads))
+        fit.validation.append(_mean_loss(ranker, valid, heads, wide))
         if fit.validation[-1] < fit.validation[fit.best_epoch]:
-            kept, waited, fit.best_epoch = copy.deepcopy(ranker.state_dict()), 0, epoch
+            best, waited, fit.best_epoch = _Weights.of(ranker, wide), 0, epoch
         else:
             waited += 1
         if on_epoch:
             on_epoch(epoch, fit)
         if waited >= config.patience:
             break
-    ranker.load_state_dict(kept)
-    _calibrate(ranker, valid, heads)
+    best.load(ranker, wide)
+    _calibrate(ranker, valid, heads, wide)
     return fit
+
+
+def _backward(ranker: Ranker, wide: Wide | None, slates: Slates, heads: Sequence[HeadConfig], *, admit: bool) -> float:
+    """The loss of a batch; its gradient is left on the network, and learned by the wide part."""
+    crossed = None if wide is None or slates.crossings is None else wide.look_up(slates.crossings, admit=admit)
+    loss = loss_of(ranker, raw_of(ranker, slates, crossed), slates, slates.labels, heads)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if wide is not None:
+        wide.learn(len(slates))
+    return float(loss.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """A copy of a network's and its wide part's."""
+
+    ranker: dict[str, Tensor]
+    table: Arrays | None
+
+    @classmethod
+    def of(cls, ranker: Ranker, wide: Wide | None) -> _Weights:
+        return cls(copy.deepcopy(ranker.state_dict()), None if wide is None else wide.table.state())
+
+    def load(self, ranker: Ranker, wide: Wide | None) -> None:
+        ranker.load_state_dict(self.ranker)
+        if wide is not None and self.table is not None:
+            wide.table.load(self.table)
 
 
 def _one_cycle(step: int, steps: int) -> float:
@@ -150,12 +180,13 @@ def calibrate(ranker: Ranker, valid: Examples, heads: Sequence[HeadConfig]) -> N
     _calibrate(ranker, Slates.of(valid, heads), heads)
 
 
-def _calibrate(ranker: Ranker, valid: Slates, heads: Sequence[HeadConfig]) -> None:
+def _calibrate(ranker: Ranker, valid: Slates, heads: Sequence[HeadConfig], wide: Wide | None = None) -> None:
     ranker.eval()
     with torch.no_grad():
-        raw = torch.cat([raw_of(ranker, valid.groups(which)) for which in torch.split(torch.arange(len(valid)), CHUNK)])
+        parts = [valid.groups(which) for which in torch.split(torch.arange(len(valid)), CHUNK)]
+        raw = torch.cat([raw_of(ranker, part, said(wide, part)) for part in parts])
     for column, (head, part) in enumerate(zip(heads, ranker.split(raw), strict=True)):
-        target, known = torch.nan_to_num(valid.labels[:, column]), valid.labels[:, column].isfinite()
+        target, known = (valid.labels[:, column] > 0).float(), valid.labels[:, column].isfinite()
         if head.type != "binary" or not 0 < float(target.sum()) < float(known.sum()):
             continue
         # Two numbers are fitted to thousands of rows, so variance is no concern, and weighting is exact for every

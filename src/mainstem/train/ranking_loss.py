@@ -9,6 +9,9 @@
 Each has a second part, of half the weight, among what is new to the user alone: slates with `new_only` are one use of
 the same scores, and there the first part, won by what is bought again and again, teaches little.
 
+A label of a binary head above 0 is a positive, and says how much it counts beside the slate's others
+(`HeadConfig.each_next`); 1 for all by default.
+
 All of them are sums over slates, so that on the stream a label that was taken too early can be taken back.
 """
 
@@ -29,8 +32,9 @@ from mainstem.models.losses import listwise_softmax, pairwise
 from mainstem.schema.config import HeadConfig
 from mainstem.schema.examples import Examples, answered
 from mainstem.train.meetings import Meetings, Vectors
+from mainstem.train.wide import Crosses, Crossings, Wide
 
-__all__ = ["Slates", "loss_of", "raw_of"]
+__all__ = ["Slates", "loss_of", "raw_of", "said"]
 
 # Weight of the part among what is new to the user alone.
 FRESH_WEIGHT = 0.5
@@ -41,7 +45,7 @@ class Slates:
     """Examples as tensors, made once.
 
     inputs [n, f], labels [n, h], log_chance [n], log_rate [n], fresh [n], weight [n], offsets [g + 1]; meetings: for a
-    network that reads histories
+    network that reads histories; crossings: for one with a wide part
 
     log_chance is the log of the chance that a row is among the examples at all: 0 for what an event of any head is
     about, as that was kept for certain, also where another head counts it as a negative. log_rate is that of the
@@ -56,10 +60,15 @@ class Slates:
     weight: Tensor
     offsets: Tensor
     meetings: Meetings | None = None
+    crossings: Crossings | None = None
 
     @classmethod
-    def of(cls, examples: Examples, heads: Sequence[HeadConfig], vectors: Vectors | None = None) -> Slates:
-        """vectors: of entities, where the network reads histories. Raises ValueError where the examples have none."""
+    def of(
+        cls, examples: Examples, heads: Sequence[HeadConfig], vectors: Vectors | None = None,
+        crosses: Crosses | None = None,
+    ) -> Slates:  # fmt: skip
+        """vectors: of entities, where the network reads histories; crosses: where it has a wide part. Raises ValueError
+        where either needs histories and the examples have none."""
         log_rate = torch.from_numpy(examples.negative_rate).log()
         certain = torch.from_numpy(answered(examples.labels, heads))
         return cls(
@@ -71,6 +80,7 @@ class Slates:
             weight=torch.from_numpy(examples.weight),
             offsets=torch.from_numpy(examples.offsets),
             meetings=None if vectors is None else Meetings.of(examples, vectors),
+            crossings=None if crosses is None else Crossings.of(examples, certain, crosses),
         )
 
     def __len__(self) -> int:
@@ -84,7 +94,8 @@ class Slates:
         columns = (self.inputs, self.labels, self.log_chance, self.log_rate, self.fresh, self.weight)
         inputs, labels, log_chance, log_rate, fresh, weight = (column.index_select(0, rows) for column in columns)
         meetings = None if self.meetings is None else self.meetings.groups(which, rows)
-        return Slates(inputs, labels, log_chance, log_rate, fresh, weight, offsets, meetings)
+        crossings = None if self.crossings is None else self.crossings.groups(which, rows)
+        return Slates(inputs, labels, log_chance, log_rate, fresh, weight, offsets, meetings, crossings)
 
     def counted(self) -> Tensor:
         """What each row stands for: its weight, a drawn negative that of all from which it was drawn. [n]"""
@@ -95,13 +106,20 @@ class Slates:
         return segment_sum(self.weight, self.offsets) / self.offsets.diff().clamp(min=1)
 
 
-def raw_of(ranker: Ranker, slates: Slates) -> Tensor:
-    """Raw outputs [n, outputs]. Raises ValueError where the network reads histories and the slates have none."""
+def raw_of(ranker: Ranker, slates: Slates, crossed: Tensor | None = None) -> Tensor:
+    """Raw outputs [n, outputs]; crossed [n, outputs]: what the wide part says, where the network has one. Raises
+    ValueError where the network reads histories and the slates have none."""
     if ranker.interest is None:
-        return ranker(slates.inputs)  # type: ignore[no-any-return]
+        return ranker(slates.inputs, crossed=crossed)  # type: ignore[no-any-return]
     if slates.meetings is None:
         raise ValueError("this network reads histories: make slates with the entities' vectors")
-    return ranker(slates.inputs, embeddings=ranker.interest(slates.meetings.meeting()))  # type: ignore[no-any-return]
+    read = ranker.interest(slates.meetings.meeting())
+    return ranker(slates.inputs, embeddings=read, crossed=crossed)  # type: ignore[no-any-return]
+
+
+def said(wide: Wide | None, slates: Slates) -> Tensor | None:
+    """What the wide part says of each candidate now, [n, outputs], without a gradient; None where there is none."""
+    return None if wide is None or slates.crossings is None else wide.read(slates.crossings)
 
 
 def loss_of(
@@ -158,16 +176,18 @@ def _order_loss(ranker: Ranker, logits: Tensor, label: Tensor, slates: Slates, m
         else:
             # Which of two comes out better is seen r times as often where the worse was drawn with chance r: the same
             # correction of log-odds as candidate by candidate, on both sides.
-            compared = gain.masked_fill(~kept, torch.nan)
-            loss = pairwise(logits - slates.log_rate, compared, slates.offsets, counted, mean=mean)
+            compared = (gain > 0).to(gain.dtype).masked_fill(~kept, torch.nan)
+            each = torch.where(gain > 0, gain, 1.0)
+            loss = pairwise(logits - slates.log_rate, compared, slates.offsets, counted, each=each, mean=mean)
         total = total + share * loss
     return total
 
 
 def _pointwise(logits: Tensor, gains: Tensor, known: Tensor, slates: Slates, mean: bool) -> Tensor:
     """Cross-entropy, corrected for drawn negatives (King & Zeng 2001, see `losses.binary`), summed over each slate."""
-    losses = functional.binary_cross_entropy_with_logits(logits - slates.log_rate, gains, reduction="none")
-    each = slates.weight * known * (1.0 + FRESH_WEIGHT * slates.fresh)
+    taken = (gains > 0).to(gains.dtype)
+    losses = functional.binary_cross_entropy_with_logits(logits - slates.log_rate, taken, reduction="none")
+    each = slates.weight * known * (1.0 + FRESH_WEIGHT * slates.fresh) * torch.where(gains > 0, gains, 1.0)
     total = (losses * each).sum()
     if not mean:
         return total

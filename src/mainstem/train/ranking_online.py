@@ -18,11 +18,12 @@ from torch import Tensor
 
 from mainstem.models import Ranker
 from mainstem.schema.config import HeadConfig, TrainConfig
-from mainstem.schema.examples import Examples, Revision
+from mainstem.schema.examples import Examples, Revision, answered
 from mainstem.schema.protocols import Floats
 from mainstem.train.meetings import Vectors
 from mainstem.train.ranking import WEIGHT_DECAY
-from mainstem.train.ranking_loss import Slates, loss_of, raw_of
+from mainstem.train.ranking_loss import Slates, loss_of, raw_of, said
+from mainstem.train.wide import Wide
 
 __all__ = ["RankingLearner"]
 
@@ -34,12 +35,14 @@ LEAST_SLOPE = 0.1
 
 class RankingLearner:
     """`ranker` with its optimizer (AdamW) and the curvature of its level; not safe for several threads. vectors: of
-    entities as they are when it is asked, for a network that reads histories; it does not move them."""
+    entities as they are when it is asked, for a network that reads histories; it does not move them. wide: its wide
+    part, where it has one."""
 
     def __init__(
-        self, ranker: Ranker, heads: Sequence[HeadConfig], train: TrainConfig, vectors: Vectors | None = None
-    ) -> None:
-        self.ranker, self.heads, self.train = ranker, list(heads), train
+        self, ranker: Ranker, heads: Sequence[HeadConfig], train: TrainConfig, vectors: Vectors | None = None,
+        wide: Wide | None = None,
+    ) -> None:  # fmt: skip
+        self.ranker, self.heads, self.train, self.wide = ranker, list(heads), train, wide
         self.vectors = None if ranker.interest is None else vectors
         self.rate = train.online.ranking_learning_rate
         self.adam = torch.optim.AdamW(ranker.parameters(), lr=self.rate, weight_decay=WEIGHT_DECAY)
@@ -50,26 +53,30 @@ class RankingLearner:
         """One optimizer step on revisions of one slate each; the mean loss of their labels before it, NaN without any.
 
         A slate moves the weights by the same in a small batch as in a full one of `train.ranking_batch`. Raises
-        FloatingPointError, changing nothing, where loss or gradient is not finite.
+        FloatingPointError where loss or gradient is not finite; weights are then as they were, new ones of crosses 0.
         """
         if not revisions or not self.rate:
             return float("nan")
         whole = Revision.concat(revisions)
-        slates, before = Slates.of(whole.examples, self.heads, self.vectors), torch.from_numpy(whole.before)
+        slates, before = self._slates(whole.examples), torch.from_numpy(whole.before)
         self.ranker.train()
-        raw = raw_of(self.ranker, slates)
+        raw = raw_of(self.ranker, slates, self._crossed(slates, whole.before))
         known = loss_of(self.ranker, raw, slates, slates.labels, self.heads, mean=False)
         change = known - loss_of(self.ranker, raw, slates, before, self.heads, mean=False)
+        batch = max(self.train.ranking_batch, len(revisions))
         full = min(len(revisions) / self.train.ranking_batch, 1.0)
         for group in self.adam.param_groups:
             group["lr"] = self.rate * full
         self.adam.zero_grad(set_to_none=True)
-        (change / max(self.train.ranking_batch, len(revisions))).backward()  # type: ignore[no-untyped-call]
+        (change / batch).backward()  # type: ignore[no-untyped-call]
         gradients = (parameter.grad for parameter in self.ranker.parameters())
         finite = all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+        finite = finite and (self.wide is None or self.wide.finite())
         if not (finite and bool(known.detach().isfinite())):
             raise FloatingPointError("the ranking loss of a step or its gradient is not finite")
         self.adam.step()
+        if self.wide is not None:
+            self.wide.learn(batch)
         return float(loss_of(self.ranker, raw.detach(), slates, slates.labels, self.heads).detach())
 
     @torch.no_grad()
@@ -79,7 +86,7 @@ class RankingLearner:
             parts = self.ranker.split(self._raw(examples).double())
             for column, (head, part) in enumerate(zip(self.heads, parts, strict=True)):
                 if head.type == "binary":
-                    self._follow(column, part[:, 0].numpy(), examples.labels[:, column].astype(np.float64))
+                    self._follow(column, part[:, 0].numpy(), (examples.labels[:, column] > 0).astype(np.float64))
 
     @torch.no_grad()
     def order(self, examples: Examples) -> Floats:
@@ -89,7 +96,18 @@ class RankingLearner:
 
     def _raw(self, examples: Examples) -> Tensor:
         self.ranker.eval()
-        return raw_of(self.ranker, Slates.of(examples, self.heads, self.vectors))
+        slates = self._slates(examples)
+        return raw_of(self.ranker, slates, said(self.wide, slates))
+
+    def _slates(self, examples: Examples) -> Slates:
+        return Slates.of(examples, self.heads, self.vectors, None if self.wide is None else self.wide.crosses)
+
+    def _crossed(self, slates: Slates, before: Floats) -> Tensor | None:
+        """What the wide part says of each candidate, for a step. before [n, h]: the labels that were learned from."""
+        if self.wide is None or slates.crossings is None:
+            return None
+        crossings = slates.crossings.newly(torch.from_numpy(answered(before, self.heads)))
+        return self.wide.look_up(crossings, admit=True)
 
     def _follow(self, column: int, logits: NDArray[np.float64], labels: NDArray[np.float64]) -> None:
         slope, shift = self.ranker.slope, self.ranker.shift
@@ -102,7 +120,7 @@ class RankingLearner:
         shift[column] += moved[1]
 
     def state(self) -> dict[str, Any]:
-        """All but the heads, for `flatten`."""
+        """All but the heads and the table of crosses, for `flatten`."""
         return {
             "module": self.ranker.state_dict(), "adam": self.adam.state_dict(), "curvature": self.curvature.copy(),
         }  # fmt: skip

@@ -31,7 +31,6 @@ from mainstem.train.online import RANKING, RETRIEVAL, OnlineLearner, Step
 from mainstem.train.published import SnapshotWriter, state_of
 from mainstem.train.rebuilt import Rebuilt, RebuiltModels
 from mainstem.train.recovery import Recovery, pass_over
-from mainstem.train.towers import TABLE
 from mainstem.weights import Changes, Delta, Snapshots, Superseded, TableDelta
 
 __all__ = ["OnlineTrainer", "Status"]
@@ -109,7 +108,7 @@ class OnlineTrainer:
         self._recovery = Recovery(log, store, line, new_learner, fingerprint, self.online, self._count)
         self._rebuilt = RebuiltModels(store, line, log, new_learner, fingerprint, self.online)
         self._canaries = Canaries()
-        self._unsent: Changes | None = None
+        self._unsent: dict[str, Changes] = {}
         self._torn = False
         """Whether something failed between two states of the learner: only a recovery leads out."""
         log.follow(FOLLOWER)
@@ -123,7 +122,7 @@ class OnlineTrainer:
         at = self._recovery.run()
         self.learner, self.guard = at.learner, at.guard
         self.place, self.dense_version, self.position = at.place, at.dense_version, at.position
-        self._window, self._unsent, self._canaries = _Window(), None, Canaries()
+        self._window, self._unsent, self._canaries = _Window(), {}, Canaries()
         self._since_snapshot = time.monotonic()
         # the networks may be newer than those that serving has
         self._since_dense = float("-inf") if self.place.sequence else time.monotonic()
@@ -150,7 +149,7 @@ class OnlineTrainer:
                 step = self.learner.fold(batch) if late else self.learner.learn(batch)
             except FloatingPointError as error:
                 self.position = batch.next
-                delta = self._delta(self.learner.towers.table.take_changes(), None)
+                delta = self._delta(self.learner.take_changes(), None)
                 self._refused(delta, Refusal(f"finite: {error}"))
                 return len(batch)
             self._torn = False
@@ -187,11 +186,10 @@ class OnlineTrainer:
         if not self._window.cuts:
             return False
         # until they are there, whatever fails in between
-        unsent = [self._unsent] if self._unsent else []
-        changes = self._unsent = Changes.merged([*unsent, self.learner.towers.table.take_changes()])
+        changes = self._unsent = _merged(self._unsent, self.learner.take_changes())
         dense = self.learner.dense() if time.monotonic() - self._since_dense >= self._every["dense"] else None
         delta = self._delta(changes, dense)
-        arrays = [delta.tables[TABLE].values, *(dense or {}).values()]
+        arrays = [*(table.values for table in delta.tables.values()), *(dense or {}).values()]
         refusal = self.guard.judge(arrays, self._window.losses, self._canaries.slates(self.learner))
         if refusal is not None:
             self._refused(delta, refusal)
@@ -213,8 +211,11 @@ class OnlineTrainer:
         self._show()
         return True
 
-    def _delta(self, changes: Changes, dense: dict[str, NDArray[Any]] | None, **extras: Any) -> Delta:
-        table = self.learner.towers.table
+    def _delta(self, changes: dict[str, Changes], dense: dict[str, NDArray[Any]] | None, **extras: Any) -> Delta:
+        tables = {
+            name: TableDelta(changes[name].touched, table.read(changes[name].touched), changes[name].deleted)
+            for name, table in self.learner.tables().items()
+        }
         base, sequence = self.place.base, self.place.sequence + 1
         metrics = {}
         for name, steps in self._window.losses.items():
@@ -229,7 +230,7 @@ class OnlineTrainer:
             dense_version=self.dense_version if dense is None else f"{base}+{sequence}",
             position=self.position,
             metrics=metrics,
-            tables={TABLE: TableDelta(changes.touched, table.read(changes.touched), changes.deleted)},
+            tables=tables,
             dense=dense,
             extras={"cuts": [list(cut) for cut in self._window.cuts], **extras},
         )
@@ -248,7 +249,7 @@ class OnlineTrainer:
             self.status.passed_over += pass_over(self.learner, self.log, self.position, bad)
             self.position = bad
         # A delta without cuts says so: a restart passes over these records too, and its guard remembers as this one.
-        changes = self.learner.towers.table.take_changes()
+        changes = self.learner.take_changes()
         self._send(self._delta(changes, None, refused_levels=refusal.levels))
         self._torn = False
         for loss in self.guard.refuse(refusal.levels):
@@ -260,7 +261,7 @@ class OnlineTrainer:
         self.place, self.dense_version = self.store.publish(self.line, delta), delta.dense_version
         if delta.dense is not None:
             self._since_dense = time.monotonic()
-        self._window, self._unsent = _Window(), None
+        self._window, self._unsent = _Window(), {}
         self.status.published += 1
 
     # ---- snapshots -----------------------------------------------------------------------------------
@@ -295,7 +296,8 @@ class OnlineTrainer:
     def _switch(self, rebuilt: Rebuilt) -> None:
         """The rebuilt model, now as far as the one in use or further, becomes the line's new base."""
         self._writer.join()
-        arrays = [*(values for _, values in rebuilt.learner.towers.table.items()), *rebuilt.learner.dense().values()]
+        tables = rebuilt.learner.tables().values()
+        arrays = [*(values for table in tables for _, values in table.items()), *rebuilt.learner.dense().values()]
         refusal = Refusal(rebuilt.spoiled) if rebuilt.spoiled else Guard(self.online).judge(arrays, {}, {})
         if refusal is not None:
             self._rebuilt.passed = rebuilt.version
@@ -303,7 +305,7 @@ class OnlineTrainer:
             self.status.last_refusal = f"rebuilt model {rebuilt.version}: {refusal.why}"
             _log.error("rebuilt model %s was refused: %s", rebuilt.version, refusal.why)
             return
-        rebuilt.learner.towers.table.take_changes()
+        rebuilt.learner.take_changes()
         self._new_base(rebuilt.learner, rebuilt.position, {"rebuilt": rebuilt.version})
         _log.info("from position %s on the model in use is of base %s", self.position, self.place.base)
 
@@ -357,3 +359,8 @@ class OnlineTrainer:
     def _show(self) -> None:
         status = self.status
         status.base, status.sequence, status.position = self.place.base, self.place.sequence, self.position
+
+
+def _merged(before: dict[str, Changes], after: dict[str, Changes]) -> dict[str, Changes]:
+    """Those of one stretch and the next, table by table."""
+    return {name: Changes.merged([before[name], new] if name in before else [new]) for name, new in after.items()}

@@ -35,7 +35,7 @@ from mainstem.schema.time import iso, parse_duration
 from mainstem.text.kept import KeptTexts
 from mainstem.train.guard import Guard
 from mainstem.train.interactions import Positives
-from mainstem.train.networks import new_ranker, new_towers
+from mainstem.train.networks import new_ranker, new_towers, new_wide
 from mainstem.train.online import OnlineLearner
 from mainstem.train.published import save_state, state_of
 from mainstem.train.ranking import RankingFit, fit_ranker
@@ -43,6 +43,7 @@ from mainstem.train.ranking_online import RankingLearner
 from mainstem.train.retrieval import RetrievalTrainer
 from mainstem.train.threads import torch_threads
 from mainstem.train.towers import TABLE, Towers
+from mainstem.train.wide import Wide
 from mainstem.weights import SnapshotMeta, Snapshots
 from mainstem.weights.checkpoints import flatten, random_states, restore_random, unflatten
 
@@ -130,7 +131,7 @@ class Trainer:
             train, valid = source.examples(towers, start, cut, lambda done, total: progress("replay", done, total))
         clock = _lap(report, "replay", clock)
         _enough(train, valid, start, cut)
-        ranker = self._train_ranker(source, towers, train, valid, report, progress)
+        ranker, wide = self._train_ranker(source, towers, train, valid, report, progress)
         clock = _lap(report, "ranking", clock)
         rest = np.flatnonzero(positives.time >= start)
         rng = np.random.default_rng(config.seed + 1)
@@ -140,33 +141,35 @@ class Trainer:
                 done = min(done + count, len(rest))
                 progress("towers, to the end", done, len(rest))
         _lap(report, "towers to the end", clock)
-        report.version = self.publish(retrieval, ranker, source, report.metrics)
+        report.version = self.publish(retrieval, ranker, source, report.metrics, wide)
         return report
 
     def _train_ranker(
         self, source: ExampleSource, towers: Towers, train: Examples, valid: Examples, report: TrainingReport,
         progress: Progress,
-    ) -> Ranker:  # fmt: skip
-        ranker = self.new_ranker(len(source.inputs))
+    ) -> tuple[Ranker, Wide | None]:  # fmt: skip
+        ranker, wide = self.new_ranker(len(source.inputs)), new_wide(self.config, self.catalog, source.inputs)
         heads = list(self.config.heads.values())
         report.ranking = fit_ranker(
             ranker, train, valid, heads, self.config.train,
             on_step=lambda done, total: progress("ranking", done, total),
             vectors=None if ranker.interest is None else towers.known_vectors,
+            wide=wide,
         )  # fmt: skip
         report.metrics["ranking_loss"] = report.ranking.validation[report.ranking.best_epoch]
-        return ranker
+        return ranker, wide
 
     def new_ranker(self, inputs: int) -> Ranker:
         """An untrained ranking network for so many input columns."""
         return new_ranker(self.config, inputs)
 
     def publish(
-        self, retrieval: RetrievalTrainer, ranker: Ranker, source: ExampleSource, metrics: dict[str, float]
-    ) -> str:
+        self, retrieval: RetrievalTrainer, ranker: Ranker, source: ExampleSource, metrics: dict[str, float],
+        wide: Wide | None = None,
+    ) -> str:  # fmt: skip
         """Write a snapshot that serving can load and online training can go on from; its version."""
         towers = retrieval.towers
-        ranking = RankingLearner(ranker, [*self.config.heads.values()], self.config.train, towers.known_vectors)
+        ranking = RankingLearner(ranker, [*self.config.heads.values()], self.config.train, towers.known_vectors, wide)
         learner = OnlineLearner(self.config, towers, ranking, source.catalog)
         learner.retrieval, learner.slates = retrieval.learner, source.slates
         learner.prime(source.events)

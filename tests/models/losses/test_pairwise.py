@@ -11,17 +11,19 @@ from mainstem.models.losses import pairwise
 SLATE = st.lists(st.sampled_from([0.0, 1.0, 2.0, float("nan")]), max_size=5)
 
 
-def _by_loops(scores: Tensor, slates: list[list[float]], weights: list[float]) -> Tensor:
+def _by_loops(scores: Tensor, slates: list[list[float]], weights: list[float], each: Tensor | None = None) -> Tensor:
     total, counted, start = 0.0 * scores.sum(), 0.0, 0
+    each = torch.ones_like(scores) if each is None else each
     for gains, weight in zip(slates, weights, strict=True):
         pairs = [
-            functional.softplus(-(scores[start + i] - scores[start + j]))
+            (functional.softplus(-(scores[start + i] - scores[start + j])), each[start + i])
             for i, a in enumerate(gains)
             for j, b in enumerate(gains)
             if a > b
         ]
         if pairs:
-            total, counted = total + weight * torch.stack(pairs).mean(), counted + weight
+            mean = sum(loss * counts for loss, counts in pairs) / sum(counts for _, counts in pairs)
+            total, counted = total + weight * mean, counted + weight
         start += len(gains)
     return total / max(counted, 1e-12)
 
@@ -40,6 +42,9 @@ def test_pairs_agree_with_plain_loops(world: list[tuple[list[float], float]]) ->
     torch.testing.assert_close(*gradients)
     unweighted = pairwise(scores, gains, offsets, mean=False)
     torch.testing.assert_close(unweighted, _by_loops(scores, slates, [1.0] * len(slates)) * _with_pairs(slates))
+    each = torch.rand(len(gains), dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
+    counting = pairwise(scores, gains, offsets, torch.tensor(weights, dtype=torch.float64), each=each)
+    torch.testing.assert_close(counting, _by_loops(scores, slates, weights, each))
 
 
 def _with_pairs(slates: list[list[float]]) -> int:

@@ -12,8 +12,9 @@ __all__ = ["pairwise"]
 
 
 def pairwise(
-    scores: Tensor, gains: Tensor, offsets: Tensor, weights: Tensor | None = None, *, mean: bool = True
-) -> Tensor:
+    scores: Tensor, gains: Tensor, offsets: Tensor, weights: Tensor | None = None, *, each: Tensor | None = None,
+    mean: bool = True,
+) -> Tensor:  # fmt: skip
     """-log sigmoid(score of the better - score of the worse), over all pairs of a slate whose gains differ.
 
     Optimises
@@ -22,7 +23,8 @@ def pairwise(
     Inputs
         scores [total]: logits of one head; gains float [total]: only their order counts, NaN says that it is not
         known and takes part in no pair; offsets int64 [s + 1]: the candidates of slate i are
-        offsets[i]:offsets[i + 1]; weights float >= 0 [s].
+        offsets[i]:offsets[i + 1]; weights float >= 0 [s]; each float > 0 [total]: how much the pairs count in which a
+        candidate is the better one.
     Requirements
         memory for the pairs: candidates that are not the worst of their slate, times the slate's length.
     Relations
@@ -38,8 +40,12 @@ def pairwise(
     better, worse, slate = _pairs(gains, offsets)
     losses = functional.softplus(scores[worse] - scores[better])
     slates = offsets.numel() - 1
-    pairs = torch.bincount(slate, minlength=slates).to(scores.dtype)
-    per_slate = losses.new_zeros(slates).index_add(0, slate, losses) / pairs.clamp(min=1.0)
+    if each is None:
+        pairs = torch.bincount(slate, minlength=slates).to(scores.dtype)
+    else:
+        losses = losses * each[better]
+        pairs = losses.new_zeros(slates).index_add(0, slate, each[better])
+    per_slate = losses.new_zeros(slates).index_add(0, slate, losses) / torch.where(pairs > 0, pairs, 1.0)
     counted = (pairs > 0).to(scores.dtype)
     if weights is not None:
         counted = counted * weights
