@@ -13,6 +13,10 @@ The parts, each with the equations it follows:
     heads/       what a task's last layer means: loss, and a prediction in the event's own unit
     calibration  predicted against observed
 
+what needs no training loop, and no torch:
+
+    neighbourhood/  weights between items, from who took what
+
 and those that today's product does not use yet:
 
     wide         crosses of categorical fields, one weight each
