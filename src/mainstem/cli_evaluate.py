@@ -51,7 +51,9 @@ Items = Annotated[
 ]
 Map = Annotated[list[str] | None, _next("of a file: FIELD=COLUMN, e.g. --map user=household_id; repeatable")]
 Split = Annotated[Literal["test", "validation"], _next("test: each user's last action; validation: the one before it")]
-K = Annotated[list[int] | None, _next("HR@k and NDCG@k; repeatable, 10 and 5 by default")]
+K = Annotated[
+    list[int] | None, Parameter(name="--k", group=NEXT, help="HR@k and NDCG@k; repeatable, 10 and 5 by default")
+]
 Seeds = Annotated[int, _next("trainings of all that draws numbers: mean and spread")]
 Only = Annotated[list[str] | None, _next("recommenders by name, e.g. --only mainstem; repeatable, all by default")]
 Refit = Annotated[

@@ -96,7 +96,7 @@ def compare(actions: Actions, asked: Asked, show: Show, say: Say) -> Comparison:
                 found = run(
                     system, data, asked.split, most=max(SHOWN, *asked.ks), seen=asked.rules.seen, refit=asked.refit
                 )
-            except MissingExtra as error:
+            except (MissingExtra, NotReady) as error:
                 left_out[name] = str(error)
                 break
             outcomes.setdefault(name, []).append(found)

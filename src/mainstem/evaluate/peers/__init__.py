@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mainstem.evaluate.peers import ials, popularity
+from mainstem.evaluate.peers import ease, ials, item_knn, popularity
 from mainstem.evaluate.peers.tuned import Fit, Tuned
 
 __all__ = ["PEERS", "Peer", "Tuned"]
@@ -35,5 +35,7 @@ class Peer:
 
 PEERS = {
     "popularity": Peer(popularity.fit, popularity.GRID),
+    "item-knn": Peer(item_knn.fit, item_knn.GRID),
+    "ease": Peer(ease.fit, ease.GRID),
     "ials": Peer(ials.fit, ials.GRID, drawn=True),
 }

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from mainstem.evaluate.next_item import Ints, LeaveOneOut, Mask, Scorer
-from mainstem.evaluate.peers.matrix import EXTRA, histories, interactions
+from mainstem.evaluate.peers.matrix import histories, interactions
 from mainstem.schema.errors import MissingExtra
 from mainstem.schema.protocols import Floats
 
 __all__ = ["GRID", "fit"]
 
-NAME = "iALS"
 ITERATIONS = 15
 GRID: tuple[dict[str, Any], ...] = tuple(
     {"factors": factors, "regularization": regularization, "alpha": alpha}
@@ -29,19 +28,19 @@ GRID: tuple[dict[str, Any], ...] = tuple(
 def fit(
     data: LeaveOneOut, learned: Mask, /, *, factors: int, regularization: float, alpha: float, seed: int = 0
 ) -> Scorer:
-    """Factors of all items on one thread. Raises MissingExtra without `implicit`."""
+    """Factors of all items, on one thread. Raises MissingExtra without `implicit`."""
     try:
         from implicit.cpu.als import AlternatingLeastSquares
     except ModuleNotFoundError as error:
-        raise MissingExtra(EXTRA, NAME) from error
+        raise MissingExtra("peers", "iALS") from error
     model = AlternatingLeastSquares(
         factors=factors, regularization=regularization, alpha=alpha, iterations=ITERATIONS, num_threads=1,
         random_state=seed,
     )  # fmt: skip
-    model.fit(interactions(data, learned, NAME), show_progress=False)
+    model.fit(interactions(data, learned), show_progress=False)
 
     def scores(data: LeaveOneOut, places: Ints) -> Floats:
-        users = model.recalculate_user(np.arange(len(places)), histories(data, places, NAME))
+        users = model.recalculate_user(np.arange(len(places)), histories(data, places))
         found: Floats = users @ model.item_factors.T
         return found
 
