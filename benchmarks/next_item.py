@@ -128,7 +128,7 @@ def main() -> None:
     with stages() as show:
         found = compare(actions, asked, show, say)
     if args.rectools_python:
-        found.outcomes[SASREC] = foreign(args.rectools_python, actions, asked)  # type: ignore[index]
+        found = replace(found, outcomes={**found.outcomes, SASREC: foreign(args.rectools_python, actions, asked)})
     Console(stderr=True, width=160).print(*found.tables())
     whole = args.users == 1.0 and args.seeds >= 3 and args.only == list(SYSTEMS) and args.config is None
     command = f"python benchmarks/next_item.py {args.dataset} --seeds {args.seeds}{' --refit' if args.refit else ''}"

@@ -97,23 +97,11 @@ class Comparison:
     # ---- for people ----------------------------------------------------------------------------------
 
     def tables(self) -> list[Table]:
-        """For the terminal: recommenders by row, the best of each figure bold; then the first metric by segment."""
-        return [self._overall(), self._by_segment()]
-
-    def _overall(self) -> Table:
-        told = {name: {**self.figures(name), **self.beyond(name)} for name in self.outcomes}
-        metrics = list(next(iter(told.values())))
-        table = Table(box=box.SIMPLE_HEAD, caption=self.protocol, caption_justify="left", pad_edge=False)
-        table.add_column("")
-        for metric in metrics:
-            table.add_column(metric, justify="right")
-        for name, row in told.items():
-            cells = [_cell(row[metric], metric, [other[metric]["mean"] for other in told.values()])
-                     for metric in metrics]  # fmt: skip
-            table.add_row(name, *cells)
-        for name, why in self.left_out.items():
-            table.add_row(name, Text(why, style="dim"))
-        return table
+        """For the terminal: metrics by recommender, the best of each bold; what they take; a metric by segment."""
+        metrics = {name: self.figures(name) for name in self.outcomes}
+        beyond = {name: self.beyond(name) for name in self.outcomes}
+        left_out = "".join(f"\n{name}: not run. {why}" for name, why in self.left_out.items())
+        return [_by_name(metrics, self.protocol), _by_name(beyond, f"Beyond metrics{left_out}"), self._by_segment()]
 
     def _by_segment(self) -> Table:
         metric = f"ndcg@{self.ks[0]}"
@@ -123,9 +111,9 @@ class Comparison:
         for name in self.outcomes:
             table.add_column(name, justify="right")
         for segment, of in self.segments.items():
-            row = [self.figures(name, segment)[metric] for name in self.outcomes]
-            means = [each["mean"] for each in row]
-            table.add_row(segment, f"{int(of.sum()):,}", *(_cell(each, metric, means) for each in row))
+            means = [self.figures(name, segment)[metric]["mean"] for name in self.outcomes]
+            cells = (_cell({"mean": mean, "spread": None}, metric, means) for mean in means)
+            table.add_row(segment, f"{int(of.sum()):,}", *cells)
         return table
 
     def html(self, title: str) -> str:
@@ -170,13 +158,26 @@ def _round(value: float) -> float:
     return round(value, _DIGITS)
 
 
+def _by_name(told: Mapping[str, Mapping[str, Any]], caption: str) -> Table:
+    """Recommenders by row, what is told of them by column."""
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    table.add_column("")
+    metrics = list(next(iter(told.values())))
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    for name, row in told.items():
+        means = {metric: [other[metric]["mean"] for other in told.values()] for metric in metrics}
+        table.add_row(name, *(_cell(row[metric], metric, means[metric]) for metric in metrics))
+    return table
+
+
 def _cell(found: Mapping[str, Any], metric: str, others: Sequence[float | None]) -> Text:
     """A mean with its spread; bold where it is the best of a metric."""
     mean, spread = found["mean"], found["spread"]
     if mean is None:
         return Text("–")
     scored = metric.partition("@")[0] in _METRICS
-    form = ".4f" if scored else ".3g" if metric != "seconds" else ",.1f"
+    form = ".4f" if scored else ",.1f" if metric.endswith("seconds") else ".3g"
     text = format(mean, form) + (f" ± {spread:.4f}" if scored and spread is not None else "")
     best = max((other for other in others if other is not None), default=None)
     return Text(text, style="bold" if scored and mean == best else "")

@@ -60,9 +60,10 @@ class SequenceModel:
         self.seconds = self._fit("refit", learned, self.chosen.best, None).seconds
 
     def scores(self, data: LeaveOneOut, places: Ints) -> Floats:
-        if self._vectors is None:
-            self._vectors = torch.from_numpy(self.trainer.towers.entity_vectors(self.actions.entities))
-        return scorer(self.actions, self.trainer, vectors=self._vectors)(data, places)
+        with torch_threads(self.config.train.threads):
+            if self._vectors is None:
+                self._vectors = torch.from_numpy(self.trainer.towers.entity_vectors(self.actions.entities))
+            return scorer(self.actions, self.trainer, vectors=self._vectors)(data, places)
 
     def settled(self) -> Mapping[str, Any]:
         run = self.chosen
