@@ -81,7 +81,7 @@ def test_missing_columns_are_named(tmp_path: Path, head: str, mapping: dict[str,
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        (("a", "x", "soon"), "row 2: 'soon' is not ISO 8601"),
+        (("a", "x", "soon"), "row 2: time: 'soon' is not ISO 8601"),
         (("", "x", 1), "row 2: user, item and time are needed"),
         (("a", "x"), "row 2 has 2 fields where the header names 3"),
     ],
