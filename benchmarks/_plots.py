@@ -69,6 +69,27 @@ def q3_canvases(plt: Any, result: Result) -> Any:
 LABELS = {"one": "one model for all", "alone": "a model of its own"}
 
 
+def next_item(plt: Any, result: Result) -> Any:
+    """NDCG@10 of all who are asked and by segment, ours beside its peers; a dot each seed."""
+    found = result["found"]
+    systems, users = found["systems"], {name: count for name, count in found["segments"].items() if count}
+    figure, axes = panels(plt, 1, height=3.4)
+    axis, width = axes[0][0], 0.8 / len(systems)
+    for place, (name, row) in enumerate(systems.items()):
+        values = [(row["metrics"] if segment == "all" else row["segments"][segment])["ndcg@10"] for segment in users]
+        at = [group + (place - (len(systems) - 1) / 2) * width for group in range(len(users))]
+        color = (BLUE, GREY, SKY, ORANGE, GREEN, RED)[place % 6]
+        axis.bar(at, [value["mean"] for value in values], 0.9 * width, color=color, label=name)
+        for x, value in zip(at, values, strict=True):
+            if value["spread"] is not None:
+                axis.plot([x] * len(value["seeds"]), value["seeds"], ".", color=BLACK, markersize=3)
+    labels = [f"{segment}\n{count:,}".replace(" ", "\n", 1) for segment, count in users.items()]
+    axis.set(xticks=range(len(users)), xticklabels=labels, ylabel="NDCG@10")
+    axis.tick_params(axis="x", labelsize=7)
+    finish(axis, f"{found['facts']['data']}, users by segment")
+    return figure
+
+
 def q4_online(plt: Any, result: Result) -> Any:
     """Gain over the frozen model by arm, and how it goes on over the stretch."""
     parts = {name: part for name, part in result["parts"].items() if "gain_by_quarter" in part}
@@ -300,6 +321,12 @@ DRAWN: tuple[Callable[[Any, Result], Any], ...] = (
 )  # fmt: skip
 
 
+def wanted() -> dict[str, Callable[[Any, Result], Any]]:
+    """The name of each result or plot that there is or may be, and what draws it: of next_item one for each set."""
+    sets = {path.stem for folder in (RESULTS, PLOTS) for path in folder.glob("next_item_*")}
+    return {**{draw.__name__: draw for draw in DRAWN}, **dict.fromkeys(sorted(sets), next_item)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--png", type=Path, help="also write a PNG of each into this folder")
@@ -312,17 +339,17 @@ def main() -> None:
     matplotlib.use("svg")
     PLOTS.mkdir(exist_ok=True)
     with plt.rc_context(STYLE):
-        for draw in DRAWN:
-            path = RESULTS / f"{draw.__name__}.json"
+        for name, draw in wanted().items():
+            path = RESULTS / f"{name}.json"
             if not path.exists():
-                (PLOTS / f"{draw.__name__}.svg").unlink(missing_ok=True)
+                (PLOTS / f"{name}.svg").unlink(missing_ok=True)
                 continue
             figure = draw(plt, json.loads(path.read_text()))
-            figure.savefig(PLOTS / f"{draw.__name__}.svg", metadata={"Date": None})
+            figure.savefig(PLOTS / f"{name}.svg", metadata={"Date": None})
             if arguments.png:
-                figure.savefig(arguments.png / f"{draw.__name__}.png", dpi=110)
+                figure.savefig(arguments.png / f"{name}.png", dpi=110)
             plt.close(figure)
-            print(f"drew {draw.__name__}.svg")
+            print(f"drew {name}.svg")
 
 
 if __name__ == "__main__":

@@ -22,27 +22,28 @@ from numpy.typing import NDArray
 
 from bench import Bench, say
 from mainstem import text
+from mainstem.next_item import Actions
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys
 from mainstem.schema.text_config import TextConfig
 from mainstem.text.kept import KeptTexts
 from mainstem.train import RetrievalTrainer, new_towers
 from mainstem.train.threads import torch_threads
-from q3_canvases import Shop, asked, configure, load
+from q3_canvases import asked, configure, load
 
 AT = 100
 NEW = 0.1  # share of the items that have no events
 CANVASES = {"next": "events", "related": "previous"}  # by the names that `asked` knows
 
 
-def one_seed(shop: Shop, config: Config, seed: int, kept: KeptTexts | None) -> dict[str, float]:
+def one_seed(shop: Actions, config: Config, seed: int, kept: KeptTexts | None) -> dict[str, float]:
     data, rng = shop.positives, np.random.default_rng(seed)
-    entities: Keys = np.unique(data.entity)
+    entities = shop.entities
     new = np.sort(rng.choice(entities, round(NEW * len(entities)), replace=False))
     cold = np.isin(data.entity, new)
     torch.manual_seed(seed)
     trainer = RetrievalTrainer(new_towers(config, shop.catalog, kept), data, config.model, config.train)
-    rows = np.flatnonzero(~cold & (shop.last >= 1))
+    rows = np.flatnonzero(~cold & shop.data.learned(refit=True))
     for epoch in range(config.train.retrieval_epochs):
         losses = [loss for loss, _ in trainer.epoch(rows, rng, epoch)]
         say(f"seed {seed}, epoch {epoch + 1}: loss {np.mean(losses):.4f}")
@@ -50,7 +51,8 @@ def one_seed(shop: Shop, config: Config, seed: int, kept: KeptTexts | None) -> d
     if (found >= 0).any():
         raise SystemExit(f"{int((found >= 0).sum())} of the new items have a row: they were learned from")
     vectors = torch.from_numpy(trainer.towers.entity_vectors(entities))
-    tests = np.flatnonzero(cold & (shop.last == 0))
+    tests = shop.data.held("test")
+    tests = tests[cold[tests]]
     out: dict[str, float] = {"tests": float(len(tests))}
     for canvas in CANVASES:
         ranks, among = _ranks(trainer, canvas, tests, entities, vectors, np.isin(entities, new))
@@ -73,7 +75,7 @@ def _ranks(
     return better.sum(dim=1).numpy() - 1, better[:, torch.from_numpy(new)].sum(dim=1).numpy() - 1
 
 
-def with_encoder(shop: Shop, encoder: str, epochs: int, seeds: int) -> list[dict[str, float]]:
+def with_encoder(shop: Actions, encoder: str, epochs: int, seeds: int) -> list[dict[str, float]]:
     """Each seed's figures. The texts are encoded once."""
     kept, found = text.keep(encoder, "memory://"), []
     for seed in range(seeds):

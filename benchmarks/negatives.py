@@ -74,7 +74,8 @@ class Task:
 def beauty(users: float) -> Task:
     shop = q3_canvases.load(users)
     config = q3_canvases.configure({"next": "events"}, EPOCHS["amazon-beauty"])
-    return Task(config, shop.catalog, shop.positives, shop.learned(), np.flatnonzero(shop.last == 1), True)
+    learned = np.flatnonzero(shop.data.learned())
+    return Task(config, shop.catalog, shop.positives, learned, shop.data.held("validation"), True)
 
 
 def journey(users: float) -> Task:

@@ -25,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import Bench, say
+from mainstem.next_item import Actions
 from mainstem.schema.config import ModelConfig
 from mainstem.train import RetrievalTrainer
 from mainstem.train.interactions import Interactions, Positives
 from mainstem.train.threads import torch_threads
-from q3_canvases import CANVASES, Shop, configure, load, score, train
+from q3_canvases import CANVASES, configure, load, score, train
 
 METRIC = "ndcg"
 Scores = dict[str, NDArray[np.float64]]
@@ -70,7 +71,7 @@ class WithoutPast(Positives):
         return replace(whole, state=np.full(len(rows), -1), sequences=whole.sequences.take(np.zeros(0, np.int64)))
 
 
-def one(shop: Shop, variant: Variant, seed: int) -> dict[str, Any]:
+def one(shop: Actions, variant: Variant, seed: int) -> dict[str, Any]:
     """Scores of users by canvas in the best epoch, its number, and seconds of training up to it."""
     if not variant.past:
         fields = {name: getattr(shop.positives, name) for name in Positives.__dataclass_fields__}
@@ -82,7 +83,7 @@ def one(shop: Shop, variant: Variant, seed: int) -> dict[str, Any]:
     def each(epoch: int, trainer: RetrievalTrainer) -> None:
         nonlocal scoring
         paused = time.monotonic()
-        scores = {canvas: score(shop, trainer, canvas, 1) for canvas in CANVASES}
+        scores = {canvas: score(shop, trainer, canvas, "validation") for canvas in CANVASES}
         mean = float(np.mean([found[METRIC].mean() for found in scores.values()]))
         say("    " + ", ".join(f"{canvas} {found[METRIC].mean():.4f}" for canvas, found in scores.items()))
         if not best or mean > best["mean"]:

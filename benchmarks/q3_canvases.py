@@ -23,65 +23,37 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bench import Bench, say
-from mainstem import catalog as catalogs
 from mainstem import datasets
-from mainstem.catalog import MemoryCatalog
-from mainstem.schema.batch import EventBatch
+from mainstem.evaluate.next_item import Split, hit, ndcg, ranks_of
+from mainstem.next_item import Actions, of_dataset
+from mainstem.next_item.model import scorer
 from mainstem.schema.config import CanvasConfig, Config, ModelConfig
-from mainstem.schema.ids import Keys
-from mainstem.schema.position import START
+from mainstem.schema.records import Entity
 from mainstem.schema.settings import Setting
 from mainstem.train import RetrievalTrainer, new_towers
 from mainstem.train.canvases import Requests
-from mainstem.train.interactions import Interactions, Positives
+from mainstem.train.interactions import Interactions
 from mainstem.train.threads import torch_threads
 
 CANVASES = {"search": "query", "next": "events", "related": "previous"}
 AT = 10
 EPOCHS = 3
-Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Shop:
-    """The data set, its events carrying the query that would find them. `last` [n]: 0 for a user's last action."""
-
-    catalog: MemoryCatalog
-    positives: Positives
-    last: Ints
-
-    def learned(self) -> Ints:
-        return np.flatnonzero(self.last >= 2)
+def load(share: float = 1.0) -> Actions:
+    """The data set, its events carrying the query that would find them."""
+    return of_dataset(datasets.get("amazon-beauty"), users=share, queries=query_for)
 
 
-def load(share: float = 1.0) -> Shop:
-    records = datasets.get("amazon-beauty").load()
-    catalog = catalogs.open("memory://", entities=configure({}).entities)
-    entities = list(records.entities())
-    catalog.write(entities, START)
-    queries = {entity.entity: " ".join(entity.attributes.get("categories") or []) for entity in entities}
-    events = [
-        msgspec.structs.replace(event, query=queries.get(event.entity or "") or None) for event in records.events()
-    ]
-    if share < 1:
-        users = {event.user for event in events}
-        kept = set(sorted(users)[: round(share * len(users))])
-        events = [event for event in events if event.user in kept]
-    batch = EventBatch.of(events, range(len(events)))
-    # the set has an order and no times: every action is a session of its own
-    positives = Positives.of(batch, configure({}).interest(), lambda _, order: np.ones(len(order), np.bool_))
-    ends = np.append(np.flatnonzero(np.diff(positives.begin)), len(positives) - 1)
-    last = ends[np.searchsorted(ends, np.arange(len(positives)))] - np.arange(len(positives))
-    return Shop(catalog, positives, last)
+def query_for(entity: Entity) -> str:
+    return " ".join(entity.attributes.get("categories") or [])
 
 
 def configure(
@@ -100,12 +72,12 @@ def configure(
 
 
 def train(
-    shop: Shop, config: Config, each: Callable[[int, RetrievalTrainer], None] = lambda *_: None
+    shop: Actions, config: Config, each: Callable[[int, RetrievalTrainer], None] = lambda *_: None
 ) -> RetrievalTrainer:
     torch.manual_seed(config.train.seed)
     rng = np.random.default_rng(config.train.seed)
     trainer = RetrievalTrainer(new_towers(config, shop.catalog), shop.positives, config.model, config.train)
-    rows = shop.learned()
+    rows = np.flatnonzero(shop.data.learned())
     for epoch in range(config.train.retrieval_epochs):
         began, losses = time.monotonic(), [loss for loss, _ in trainer.epoch(rows, rng, epoch)]
         say(f"  epoch {epoch + 1}: loss {np.mean(losses):.4f}, {time.monotonic() - began:.1f} s")
@@ -124,35 +96,15 @@ def asked(trainer: RetrievalTrainer, batch: Interactions, canvas: str) -> Reques
     return Requests(np.arange(b), place, np.full(b, canvas != "related"), source, nothing, query, nowhere)
 
 
-def score(
-    shop: Shop, trainer: RetrievalTrainer, canvas: str, nth_last: int, chunk: int = 1024
-) -> dict[str, NDArray[np.float64]]:
-    """HR@10 and NDCG@10 of each user's `nth_last` action: float64 [u] each."""
-    data, rows = shop.positives, np.flatnonzero(shop.last == nth_last)
-    entities: Keys = np.unique(data.entity)
-    vectors = torch.from_numpy(trainer.towers.entity_vectors(entities))
-    place = np.searchsorted(entities, data.entity)
-    hits, gains = [], []
-    for start in range(0, len(rows), chunk):
-        some = rows[start : start + chunk]
-        batch = data.batch(some)
-        users = torch.from_numpy(trainer.towers.vectors_of(batch, asked(trainer, batch, canvas)))
-        scores = users @ vectors.T
-        for i, row in enumerate(some.tolist()):
-            target = place[row]
-            had = place[data.begin[row] : row]
-            scores[i, had[had != target]] = -2.0
-        own = scores[torch.arange(len(some)), torch.from_numpy(place[some])]
-        before = scores > own[:, None]
-        ties = (scores == own[:, None]) & (torch.arange(len(entities)) < torch.from_numpy(place[some])[:, None])
-        rank = (before | ties).sum(dim=1).numpy()
-        hits.append(rank < AT)
-        gains.append(np.where(rank < AT, 1 / np.log2(rank + 2.0), 0.0))
-    return {"hr": np.concatenate(hits).astype(np.float64), "ndcg": np.concatenate(gains)}
+def score(shop: Actions, trainer: RetrievalTrainer, canvas: str, split: Split) -> dict[str, NDArray[np.float64]]:
+    """HR@10 and NDCG@10 of the action of each user that is asked for: float64 [u] each."""
+    scores = scorer(shop, trainer, lambda batch: asked(trainer, batch, canvas))
+    rank = ranks_of(scores, shop.data, shop.data.held(split))
+    return {"hr": hit(rank, AT), "ndcg": ndcg(rank, AT)}
 
 
 def arms(
-    shop: Shop, epochs: int, seed: int, model: dict[str, Any], weights: dict[str, float] | None = None
+    shop: Actions, epochs: int, seed: int, model: dict[str, Any], weights: dict[str, float] | None = None
 ) -> dict[str, Any]:
     """Test scores of users by canvas, of `one` and of each canvas' own model; and the seconds that each took."""
     out: dict[str, Any] = {"scores": {}, "seconds": {}}
@@ -161,7 +113,7 @@ def arms(
         counts = weights if name == "one" else None
         trainer = train(shop, configure(canvases, epochs, seed, counts, **model))
         out["seconds"][name] = round(time.monotonic() - began, 1)
-        out["scores"][name] = {canvas: score(shop, trainer, canvas, 0) for canvas in canvases}
+        out["scores"][name] = {canvas: score(shop, trainer, canvas, "test") for canvas in canvases}
         for canvas, found in out["scores"][name].items():
             say(f"seed {seed} {name}, {canvas}: " + ", ".join(f"{m} {v.mean():.4f}" for m, v in found.items()))
     return out
@@ -210,7 +162,7 @@ def main() -> None:
             canvases = {args.alone: CANVASES[args.alone]} if args.alone else CANVASES
 
             def each(epoch: int, trainer: RetrievalTrainer) -> None:
-                found = {canvas: score(shop, trainer, canvas, 1) for canvas in canvases}
+                found = {canvas: score(shop, trainer, canvas, "validation") for canvas in canvases}
                 lines = (f"{c}: HR {s['hr'].mean():.4f} NDCG {s['ndcg'].mean():.4f}" for c, s in found.items())
                 say("    " + ", ".join(lines))
 

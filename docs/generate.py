@@ -145,6 +145,7 @@ def plots() -> str:
     return "\n".join(
         f"![{lines[path.stem]}](benchmarks/plots/{path.name})\n\n`{path.stem}`: {lines[path.stem]}\n"
         for path in sorted(PLOTS.glob("*.svg"))
+        if path.stem in lines  # those of a set are shown with its result
     )
 
 
@@ -182,6 +183,58 @@ def feature_columns() -> str:
     return f"{len(names)} columns, in this order:\n\n```text\n{textwrap.fill(' '.join(names), 110)}\n```\n"
 
 
+def next_item() -> str:
+    """Each set's result of benchmarks/next_item.py: ours and its peers, by segment, and how it was made."""
+    found = [(name.removeprefix(NEXT_ITEM), each) for name, each in results().items() if name.startswith(NEXT_ITEM)]
+    if not found:
+        return "No result is in `benchmarks/results` yet: `python benchmarks/next_item.py SET` makes one.\n"
+    return "\n".join(_set(name, result) for name, result in found)
+
+
+def _set(name: str, result: dict[str, Any]) -> str:
+    told, machine = result["found"], result["machine"]
+    facts, systems = told["facts"], told["systems"]
+    rows = []
+    for system, row in systems.items():
+        shown = {**row["metrics"], **row["beyond"]}
+        rows.append((system, *(_mean(shown[metric], form) for metric, form in OVERALL.items())))
+    segments = [
+        (segment, f"{users:,}", *(_mean(
+            (row["metrics"] if segment == "all" else row["segments"][segment])["ndcg@10"], ".4f"
+        ) for row in systems.values()))
+        for segment, users in told["segments"].items()
+    ]  # fmt: skip
+    plot = PLOTS / f"{NEXT_ITEM}{name}.svg"
+    parts = [
+        f"### {name}\n",
+        f"{facts['users']:,} users, {facts['items']:,} items, {facts['actions']:,} actions; {facts['asked']:,} users "
+        f"asked. {told['protocol']}\n",
+        table(("", *OVERALL), rows),
+        table(("NDCG@10", "users", *systems), segments),
+        *(f"{other}: not run. {why}\n" for other, why in told["left out"].items()),
+        *([f"![Next item, {name}](benchmarks/plots/{plot.name})\n"] if plot.exists() else []),
+        f"Made by `{result['command']}` in {result['seconds_of_all']:,.0f} s on {machine['processor']}, "
+        f"{machine['cores']} cores; the [whole result](benchmarks/results/{NEXT_ITEM}{name}.json) says what each "
+        "recommender settled on.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _mean(found: dict[str, Any], form: str) -> str:
+    if found["mean"] is None:
+        return "none"
+    spread = f" ± {found['spread']:{form}}" if found["spread"] is not None else ""
+    return f"{found['mean']:{form}}{spread}"
+
+
+NEXT_ITEM = "next_item_"
+OVERALL = {
+    "hr@10": ".4f", "ndcg@10": ".4f", "hr@5": ".4f", "ndcg@5": ".4f", "coverage@10": ".3f", "novelty@10": ".2f",
+    "seconds": ",.0f", "peak GiB": ".2f",
+}  # fmt: skip
+"""What the table of a set shows, and how."""
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "loop": loop,
     "folders": folders,
@@ -192,6 +245,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "data-sets": data_sets,
     "benchmarks": benchmarks,
     "plots": plots,
+    "next-item": next_item,
     "feature-columns": feature_columns,
 }
 

@@ -16,6 +16,8 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from mainstem import __version__
+from mainstem.cli_config import DEFAULT, ConfigFile, configuration, err, say
+from mainstem.cli_evaluate import evaluate
 from mainstem.cli_online import train_online
 from mainstem.cli_weights import weights_app
 from mainstem.progress import stages
@@ -50,14 +52,11 @@ config_app = App(name="config", help="Check mainstem.yaml, or print its JSON Sch
 app.command(datasets_app)
 app.command(config_app)
 app.command(weights_app)
+app.command(evaluate)
 
-ConfigFile = Annotated[Path, Parameter(name=["--config", "-c"], help="The configuration; defaults apply without one.")]
 WhileStdinOpen = Annotated[bool, Parameter(help="end when standard input closes, with the parent process")]
-DEFAULT = Path("mainstem.yaml")
-err = Console(stderr=True)
 # Unknown kinds that are told one by one, the most frequent first.
 KINDS_TOLD = 10
-MOST_DAYS = 36_500
 
 
 @app.command
@@ -88,7 +87,7 @@ def ingest(
     from mainstem.datasets.files import existing, ingest_file, known_kinds
 
     existing(file)
-    settings = _config(config)
+    settings = configuration(config)
     if kind is not None and kind not in known_kinds(settings) and not allow_unknown_kinds:
         raise MainstemError(
             f"--kind: kind {kind!r} {_not_among(kind, settings)}\n  --allow-unknown-kinds takes it all the same"
@@ -133,10 +132,10 @@ def train(
     """
     if while_stdin_open:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    settings = _config(config)
+    settings = configuration(config)
     _give_way(settings.train.nice)
     if online:
-        train_online(settings, config, _say)
+        train_online(settings, config, say)
         return
     from mainstem import curriculum
     from mainstem.assemble import open_log
@@ -219,7 +218,7 @@ def _serve(
         settings = loop.config.serve
         serve_until_stopped(
             loop, host or settings.host, settings.port if port is None else port,
-            on_started=lambda url: _say(f"serving at {url}; API docs at {url}/docs"),
+            on_started=lambda url: say(f"serving at {url}; API docs at {url}/docs"),
         )  # fmt: skip
 
 
@@ -229,43 +228,10 @@ def backfill(*, config: ConfigFile = DEFAULT) -> None:
     from mainstem.assemble import backfill as rebuild
 
     with stages(err) as show:
-        report = rebuild(_config(config), config.parent, lambda done, total: show("backfill", done, total))
+        report = rebuild(configuration(config), config.parent, lambda done, total: show("backfill", done, total))
     print(f"rebuilt from {report.records:,} records of the log")
     if report.restart_needed:
         print("a server or an ingest is running on the old state: start it again to use the new one")
-
-
-@app.command
-def evaluate(
-    *,
-    days: Annotated[float, Parameter(help="the stretch at the end of the log that is replayed")] = 7,
-    most: Annotated[int, Parameter(help="requests at most, evenly sampled")] = 1000,
-    config: ConfigFile = DEFAULT,
-    report: Annotated[Path | None, Parameter(help="folder for evaluation.json and evaluation.html")] = None,
-    json_: Annotated[bool, Parameter(name="--json")] = False,
-) -> None:
-    """Train on all but the end of the log, replay the end, and compare with baselines: table, JSON, plots."""
-    if not 0 < days <= MOST_DAYS:  # not true of nan either
-        raise MainstemError(f"--days: {days:g} must be above 0 and at most {MOST_DAYS:,}")
-    if most < 1:
-        raise MainstemError(f"--most: {most} must be at least 1")
-    from mainstem.assemble import open_log, open_texts
-    from mainstem.evaluation import evaluate_log
-
-    settings = _config(config)
-    log = open_log(settings, config.parent)
-    with stages(err) as show:
-        texts = open_texts(settings, config.parent)
-        evaluation, _ = evaluate_log(settings, log, days=days, most=most, progress=show, texts=texts)
-    log.close()
-    if report:
-        _say(f"wrote {', '.join(str(path) for path in evaluation.write(report))}")
-    if json_:
-        print(evaluation.json())
-    else:
-        Console().print(evaluation.table(), *(head.table() for head in evaluation.calibration))
-    if evaluation.failures:
-        raise MainstemError("below the gate: " + "; ".join(evaluation.failures))
 
 
 @app.command
@@ -353,14 +319,6 @@ def _end_with_stdin() -> None:
 # ---- what the commands share ---------------------------------------------------------------------
 
 
-def _config(path: Path) -> Config:
-    from mainstem.schema.config_file import load
-
-    if path != DEFAULT and not path.exists():
-        raise MainstemError(f"there is no {path}; `mainstem init {path}` writes one")
-    return load(path)
-
-
 def _not_among(kind: str, config: Config) -> str:
     from mainstem.datasets.files import known_kinds
     from mainstem.schema.config_file import nearest
@@ -369,15 +327,10 @@ def _not_among(kind: str, config: Config) -> str:
     return f"is not among events;{nearest(kind, known)} known: {', '.join(known)}"
 
 
-def _say(text: str) -> None:
-    """`text` on stderr as it is: paths and what files hold may look like rich's markup, and lines stay whole."""
-    err.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def _loop(path: Path, follow: bool = False) -> Loop:
     from mainstem.loop import Loop
 
-    return Loop(_config(path), path.parent, follow=follow)
+    return Loop(configuration(path), path.parent, follow=follow)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -391,7 +344,7 @@ def main(words: Sequence[str] | None = None) -> None:
         app(sys.argv[1:] if words is None else words)
     except MainstemError as error:
         err.print("mainstem:", style="bold red", end=" ")
-        _say(str(error))
+        say(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

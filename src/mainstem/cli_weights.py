@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import App, Parameter
+from cyclopts import App
 from rich.console import Console
 
+from mainstem.cli_config import DEFAULT, ConfigFile, configuration
 from mainstem.schema.errors import MainstemError
 from mainstem.schema.position import Position
 from mainstem.schema.time import iso
@@ -23,8 +24,6 @@ weights_app = App(
     name="weights",
     help="Versions of the model: list them, go back to one, look at what the guard refused, explain their memory.",
 )
-ConfigFile = Annotated[Path, Parameter(name=["--config", "-c"], help="The configuration; defaults apply without one.")]
-DEFAULT = Path("mainstem.yaml")
 LINE = "main"
 
 
@@ -126,9 +125,7 @@ def _come_to(store: Snapshots) -> Position | None:
 
 def _store(path: Path) -> tuple[Config, Snapshots]:
     from mainstem import weights
-    from mainstem.schema.config_file import load, storage_urls
+    from mainstem.schema.config_file import storage_urls
 
-    if path != DEFAULT and not path.exists():
-        raise MainstemError(f"there is no {path}; `mainstem init {path}` writes one")
-    settings = load(path)
+    settings = configuration(path)
     return settings, weights.open(storage_urls(settings, path.parent).weights)

@@ -221,3 +221,41 @@ def test_canary_an_undocumented_column_is_found() -> None:
     text = "| `popularity_WINDOW` | x |\n| `affinity_BY_share` | x |\n"
     assert undocumented(("popularity_7d", "affinity_a_b_share"), text) == []
     assert undocumented(("popularity_7d", "popularity_fresh_7d"), text) == ["popularity_fresh_7d"]
+
+
+# ---- the next item ---------------------------------------------------------------------------------
+
+
+def test_next_item_results_become_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "RESULTS", tmp_path)
+    monkeypatch.setattr(generate, "PLOTS", tmp_path)
+    assert "python benchmarks/next_item.py SET" in generate.next_item(), "without a result it says what makes one"
+    one = {"mean": 0.25, "spread": 0.01, "seeds": [0.24, 0.26]}
+    alone = {"mean": 0.125, "spread": None, "seeds": [0.125]}
+    nobody = {"mean": None, "spread": None, "seeds": [None]}
+    systems = {
+        name: {
+            "metrics": dict.fromkeys(("hr@10", "ndcg@10", "hr@5", "ndcg@5"), value),
+            "beyond": dict.fromkeys(("coverage@10", "novelty@10", "seconds", "peak GiB"), value),
+            "segments": {"cold targets": {"ndcg@10": nobody}},
+        }
+        for name, value in (("mainstem", one), ("ease", alone))
+    }
+    facts = {"users": 1200, "items": 30, "actions": 5000, "asked": 1000}
+    found = {
+        "protocol": "Leave one out.", "facts": facts, "systems": systems, "left out": {"ials": "pip install it"},
+        "segments": {"all": 1000, "cold targets": 0},
+    }  # fmt: skip
+    result = {"found": found, "command": "python it", "seconds_of_all": 60.0, "machine": {"processor": "P", "cores": 2}}
+    (tmp_path / "next_item_a-set.json").write_text(json.dumps(result))
+    (tmp_path / "next_item_a-set.svg").write_text("<svg/>")
+    text = generate.next_item()
+    assert "### a-set" in text
+    assert "1,200 users, 30 items, 5,000 actions; 1,000 users asked. Leave one out." in text
+    assert "| mainstem | 0.2500 ± 0.0100 | 0.2500 ± 0.0100 |" in text
+    assert "| ease | 0.1250 | 0.1250 |" in text
+    assert "| all | 1,000 | 0.2500 ± 0.0100 | 0.1250 |" in text
+    assert "| cold targets | 0 | none | none |" in text
+    assert "ials: not run. pip install it" in text
+    assert "](benchmarks/plots/next_item_a-set.svg)" in text
+    assert "Made by `python it` in 60 s on P, 2 cores" in text

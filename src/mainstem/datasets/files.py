@@ -37,7 +37,16 @@ from mainstem.schema.protocols import Appended
 from mainstem.schema.records import Event
 from mainstem.schema.time import iso, parse_time
 
-__all__ = ["FIELDS", "IngestReport", "existing", "ingest_file", "kinds_of_entities", "known_kinds"]
+__all__ = [
+    "FIELDS",
+    "IngestReport",
+    "existing",
+    "id_of",
+    "ingest_file",
+    "kinds_of_entities",
+    "known_kinds",
+    "time_of",
+]
 
 FIELDS = (
     "event_id", "time", "user", "kind", "entity", "entity_type", "value", "received_at", "session", "request_id",
@@ -241,7 +250,7 @@ def _default(target: str, default: str | None) -> Any:
 def _converted(target: str, values: list[Any], default: str | None, bad: dict[int, str]) -> list[Any]:
     """One column as its field's type; rows where that cannot be are noted in `bad`."""
     needed = target in ("user", "kind", "time")
-    convert: Callable[[Any], Any] = _CONVERT.get(target, _text)
+    convert: Callable[[Any], Any] = _CONVERT.get(target, id_of)
     fallback = _default(target, default)
     out: list[Any] = []
     for place, value in enumerate(values):
@@ -260,7 +269,7 @@ def _converted(target: str, values: list[Any], default: str | None, bad: dict[in
     return out
 
 
-def _text(value: Any) -> str | None:
+def id_of(value: Any) -> str | None:
     """Ids as text: 17 and 17.0 (what a data frame makes of 17 beside a missing value) are both "17"."""
     if type(value) is str:
         return value or None
@@ -275,13 +284,14 @@ def _text(value: Any) -> str | None:
     return str(int(value)) if value == int(value) else str(value)
 
 
-def _time(value: Any) -> int | None:
+def time_of(value: Any) -> int | None:
+    """A moment in ms since 1970, from any of the forms above; None where there is none. Raises ValueError."""
     if value is None or value == "" or (isinstance(value, float) and isnan(value)):
         return None
     if type(value) is str:
         if not _NUMBER.fullmatch(value):
             return parse_time(value.strip())
-        return _time(float(value) if "." in value else int(value))
+        return time_of(float(value) if "." in value else int(value))
     if isinstance(value, datetime):
         return round((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000)
     if isinstance(value, date):
@@ -296,7 +306,7 @@ def _time(value: Any) -> int | None:
 
 def _event_time(value: Any) -> int | None:
     """No service's events are older than 1990; such times come of another unit, or of a default like 0."""
-    at = _time(value)
+    at = time_of(value)
     if at is None or at >= _EARLIEST:
         return at
     hint = ""
@@ -327,7 +337,7 @@ def _whole(value: Any) -> int | None:
 
 _CONVERT: dict[str, Callable[[Any], Any]] = {
     "time": _event_time,
-    "received_at": _time,
+    "received_at": time_of,
     "value": _value,
     "place": _whole,
 }

@@ -54,8 +54,17 @@ def top_k(scores: NDArray[Any], k: int) -> Ints:
     """
     if np.isnan(scores).any():
         raise ValueError("scores hold NaN: they cannot be ordered")
-    k = min(k, scores.shape[1])
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k].astype(np.int64)
+    n, items = scores.shape
+    k = min(k, items)
+    if not n or not k:
+        return np.zeros((n, k), np.int64)
+    # only what reaches the k-th best is sorted
+    least = np.partition(scores, items - k, axis=1)[:, items - k]
+    row, column = np.nonzero(scores >= least[:, None])
+    order = np.lexsort((column, -scores[row, column], row))
+    row, column = row[order], column[order]
+    place = np.arange(len(row)) - np.searchsorted(row, np.arange(n))[row]
+    best: Ints = column[place < k].reshape(n, k)
     best[np.isneginf(np.take_along_axis(scores, best, axis=1))] = -1
     return best
 

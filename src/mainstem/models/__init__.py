@@ -14,6 +14,10 @@ The parts, each with the equations it follows:
     logistic     the ranker without layers, the small baseline
     heads/       what a task's last layer means: loss, and a prediction in the event's own unit
     calibration  predicted against observed
+
+what needs no training loop, and no torch:
+
+    neighbourhood/  weights between items, from who took what
 """
 
 from mainstem.models.interest import InterestConfig, Meeting

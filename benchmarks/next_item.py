@@ -1,0 +1,139 @@
+"""Next item: the one model, with one setting for all data, against tuned peers; leave one out, full ranking.
+
+What `mainstem evaluate --protocol next-item` runs, so its options say what is asked (`mainstem evaluate --help`). Each
+set has a result of its own, `next_item_SET.json`, with ours and the peers of the same run. `ours` is NDCG@10 on the
+test, `peer` that of the best peer; goals are the best published figures of models that know as much.
+
+RecTools' SASRec runs in an environment of its own, `pip install 'rectools[torch]'`; what it gives every item, our code
+ranks. A run that was killed goes on from `--resume`.
+
+    python benchmarks/next_item.py amazon-beauty [--seeds 3] [--refit] [--resume FOLDER] [--config FILE]
+        [--only mainstem] [--rectools-python FILE] [--users 0.1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # implicit asks for it; read when numpy loads
+
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from bench import Bench, say
+from mainstem import datasets
+from mainstem.evaluate.comparison import Comparison
+from mainstem.evaluate.next_item import LeaveOneOut, Outcome, run
+from mainstem.next_item import RULES, Actions, Asked, Rules, compare, of_dataset
+from mainstem.next_item.compare import SYSTEMS
+from mainstem.progress import stages
+from mainstem.schema.config_file import load
+
+OURS, SASREC = SYSTEMS[0], "sasrec (RecTools)"
+# set -> (NDCG@10, HR@10) of the best comparable published row: SASRec with 3000 negatives (Klenitskiy & Vasilev 2023);
+# SASRec with sampled softmax (NDCG) and eSASRec (HR) (RecSys 2025)
+PUBLISHED = {"ml-1m": (0.1857, 0.3159), "amazon-beauty": (0.0531, 0.0928)}
+SCRIPT = Path(__file__).parent / "_rectools_sasrec.py"
+
+
+class Foreign:
+    """A peer in another process: it reads `actions.npz` and writes `scores.npy`, float32 [q, items], and `facts.npz`.
+
+    It settles what it settles by its own means, from what is learned from and validation alone."""
+
+    name = SASREC
+
+    def __init__(self, python: str, seed: int) -> None:
+        self.python, self.seed, self.seconds = python, seed, 0.0
+        self.peak_gib = 0.0
+        self._folder = tempfile.TemporaryDirectory()
+        self._told: dict[str, Any] = {}
+
+    def choose(self, data: LeaveOneOut, learned: Any, judge: Any) -> None:
+        folder = Path(self._folder.name)
+        np.savez(
+            folder / "actions.npz", item=data.item, offsets=data.offsets, items=data.items, learned=learned,
+            validation=data.held("validation"), test=data.held("test"), seed=self.seed,
+        )  # fmt: skip
+        subprocess.run([self.python, str(SCRIPT), str(folder)], check=True, stdout=sys.stderr)
+        facts = np.load(folder / "facts.npz")
+        self.seconds = float(facts["seconds"])
+        self.peak_gib = float(facts["peak_gib"])
+        self._told = {"epochs": int(facts["epochs"]), "rectools": str(facts["version"])}
+
+    def refit(self, data: LeaveOneOut, learned: Any) -> None:
+        raise SystemExit(f"{self.name} is asked without --refit")
+
+    def scores(self, data: LeaveOneOut, places: Any) -> Any:
+        kept = np.load(Path(self._folder.name) / "scores.npy", mmap_mode="r")
+        return kept[np.searchsorted(data.held("test"), places)]
+
+    def settled(self) -> dict[str, Any]:
+        return self._told
+
+
+def foreign(python: str, actions: Actions, asked: Asked) -> list[Outcome]:
+    found = []
+    for seed in range(asked.seeds):
+        say(f"{SASREC}, seed {seed}")
+        peer = Foreign(python, seed)
+        found.append(replace(run(peer, actions.data, "test", seen=asked.rules.seen), peak_gib=peer.peak_gib))
+    return found
+
+
+def report(name: str, found: Comparison, command: str, seconds: float, keep: bool) -> None:
+    told = found.as_dict()
+    best = {system: row["metrics"]["ndcg@10"]["mean"] for system, row in told["systems"].items()}
+    peers = [system for system in best if system != OURS]
+    peer = max(peers, key=lambda system: best[system]) if peers else None
+    goal, goal_hr = PUBLISHED.get(name, (None, None))
+    bench = Bench(f"next_item_{name}", metric="NDCG@10, next item", goal=goal)
+    ours = told["systems"][OURS]["metrics"]
+    bench.part("HR@10", metric="HR@10, next item", ours=ours["hr@10"]["mean"], goal=goal_hr)
+    if peer is not None:
+        gain = told["systems"][peer][f"{OURS} gains ndcg@10"]
+        bench.part(f"over {peer}", metric="NDCG@10 gained, lower end of its interval", ours=gain["low"], goal=0.0)
+    bench.report(
+        ours=ours["ndcg@10"]["mean"], peer=None if peer is None else best[peer], peer_name=peer or "none", keep=keep,
+        command=command, seconds_of_all=round(seconds, 1), found=told,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=datasets.names())
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--refit", action="store_true", help="the final fit with validation added")
+    parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--config", type=Path, help="whose `model` and `train` lie over the preset; nothing is kept")
+    parser.add_argument("--resume", type=Path, help="folder for checkpoints")
+    parser.add_argument("--rectools-python", help="the interpreter of an environment with rectools[torch]")
+    args = parser.parse_args()
+    began, rules = time.monotonic(), RULES.get(args.dataset, Rules())
+    actions = of_dataset(datasets.get(args.dataset), users=args.users, min_count=rules.min_count)
+    changes = load(args.config) if args.config else None
+    asked = Asked(
+        seeds=args.seeds, systems=args.only, rules=rules, refit=args.refit, changes=changes, resume=args.resume
+    )
+    with stages() as show:
+        found = compare(actions, asked, show, say)
+    if args.rectools_python:
+        found = replace(found, outcomes={**found.outcomes, SASREC: foreign(args.rectools_python, actions, asked)})
+    Console(stderr=True, width=160).print(*found.tables())
+    whole = args.users == 1.0 and args.seeds >= 3 and args.only == list(SYSTEMS) and args.config is None
+    command = f"python benchmarks/next_item.py {args.dataset} --seeds {args.seeds}{' --refit' if args.refit else ''}"
+    report(args.dataset, found, command, time.monotonic() - began, keep=whole)
+
+
+if __name__ == "__main__":
+    main()

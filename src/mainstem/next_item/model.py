@@ -1,0 +1,149 @@
+"""The one model as a recommender of the next item: epochs until validation says stop, then perhaps a final fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from mainstem import text
+from mainstem.evaluate.next_item import Ints, LeaveOneOut, Mask
+from mainstem.next_item.actions import Actions
+from mainstem.next_item.checkpoints import Checkpoints
+from mainstem.next_item.runs import Epoch, Run, Watch
+from mainstem.schema.config import Config
+from mainstem.schema.protocols import Floats
+from mainstem.train import RetrievalTrainer, new_towers
+from mainstem.train.canvases import Requests
+from mainstem.train.interactions import Interactions
+from mainstem.train.threads import torch_threads
+
+__all__ = ["SequenceModel", "scorer"]
+
+
+class SequenceModel:
+    """`actions` learned by the towers as `config` says. checkpoints: where a killed run goes on; None: nowhere."""
+
+    name = "mainstem"
+
+    def __init__(
+        self, actions: Actions, config: Config, checkpoints: Checkpoints | None = None, watch: Watch | None = None
+    ) -> None:
+        self.actions, self.config, self.checkpoints = actions, config, checkpoints
+        self.watch = watch or Watch()
+        self.seconds = 0.0
+        self.chosen = Run()
+        self.texts = text.keep(config.model.text.encoder, "memory://")
+        self._trainer: RetrievalTrainer | None = None
+        self._vectors: torch.Tensor | None = None
+
+    @property
+    def trainer(self) -> RetrievalTrainer:
+        """What was trained last. Raises RuntimeError before."""
+        if self._trainer is None:
+            raise RuntimeError(f"{self.name} was not fitted")
+        return self._trainer
+
+    # ---- as a recommender ----------------------------------------------------------------------------
+
+    def choose(self, data: LeaveOneOut, learned: Mask, judge: Callable[[], float]) -> None:
+        """Train until `train.patience` epochs brought nothing better, and go back to the best."""
+        train = self.config.train
+        self.chosen = self._fit("choose", learned, train.retrieval_epochs, judge)
+        self.seconds = self.chosen.seconds
+
+    def refit(self, data: LeaveOneOut, learned: Mask) -> None:
+        """Train anew, as many epochs as were best."""
+        self.seconds = self._fit("refit", learned, self.chosen.best, None).seconds
+
+    def scores(self, data: LeaveOneOut, places: Ints) -> Floats:
+        with torch_threads(self.config.train.threads):
+            if self._vectors is None:
+                self._vectors = torch.from_numpy(self.trainer.towers.entity_vectors(self.actions.entities))
+            return scorer(self.actions, self.trainer, vectors=self._vectors)(data, places)
+
+    def settled(self) -> Mapping[str, Any]:
+        run = self.chosen
+        return {
+            "epochs": run.best, "of": len(run.epochs), "validation ndcg@10": [round(v, 5) for v in run.figures()],
+            "seconds to the best": round(run.epochs[run.best - 1].seconds, 1) if run.best else 0.0,
+        }  # fmt: skip
+
+    # ---- training ------------------------------------------------------------------------------------
+
+    def _fit(self, stage: str, learned: Mask, most: int, judge: Callable[[], float] | None) -> Run:
+        train, seed = self.config.train, self.config.train.seed
+        torch.manual_seed(seed)
+        rng = np.random.default_rng(seed)
+        towers = new_towers(self.config, self.actions.catalog, self.texts)
+        trainer = self._trainer = RetrievalTrainer(towers, self.actions.positives, self.config.model, train)
+        self._vectors = None
+        rows = np.flatnonzero(learned)
+        run = Run()
+        if self.checkpoints is not None:
+            run = self.checkpoints.take_up(stage, trainer, rng)
+        self.watch.begin(stage, run, most, train.patience, len(rows))
+        with torch_threads(train.threads):
+            while not run.over and len(run.epochs) < most:
+                self._epoch(run, trainer, rows, rng, judge)
+                since = len(run.epochs) - run.best
+                run.over = len(run.epochs) == most or (judge is not None and since >= train.patience)
+                if self.checkpoints is not None:
+                    self.checkpoints.write(stage, run, trainer, rng)
+                self.watch.epoch(run)
+        if run.kept is not None:
+            restore(trainer, run.kept)
+            self._vectors = None
+        return run
+
+    def _epoch(
+        self, run: Run, trainer: RetrievalTrainer, rows: Ints, rng: np.random.Generator,
+        judge: Callable[[], float] | None,
+    ) -> None:  # fmt: skip
+        began, losses, counts = time.monotonic(), list[float](), list[int]()
+        for loss, count in trainer.epoch(rows, rng, len(run.epochs)):
+            losses.append(loss)
+            counts.append(count)
+            self.watch.step(count)
+        seconds = run.seconds + time.monotonic() - began
+        self._vectors = None
+        found = None if judge is None else judge()
+        before = max(run.figures(), default=-1.0)
+        loss = float(np.average(losses, weights=counts)) if losses else 0.0
+        run.epochs.append(Epoch(len(run.epochs) + 1, loss, found, seconds))
+        if found is not None and found > before:
+            run.best, run.kept = len(run.epochs), learned_by(trainer)
+
+
+def learned_by(trainer: RetrievalTrainer) -> dict[str, Any]:
+    """A copy of all that scores come from: the networks' weights and the table's rows."""
+    module = {name: value.detach().clone() for name, value in trainer.towers.module.state_dict().items()}
+    return {"module": module, "table": trainer.towers.table.state()}
+
+
+def restore(trainer: RetrievalTrainer, kept: Mapping[str, Any]) -> None:
+    """Go back to what `learned_by` copied."""
+    trainer.towers.module.load_state_dict(kept["module"])
+    trainer.towers.table.load(kept["table"])
+
+
+def scorer(
+    actions: Actions, trainer: RetrievalTrainer, asked: Callable[[Interactions], Requests] | None = None,
+    vectors: torch.Tensor | None = None,
+) -> Callable[[LeaveOneOut, Ints], Floats]:  # fmt: skip
+    """What the towers say of every entity of `actions` at places. asked: what is asked there, by default for the user
+    and their history on the first canvas; vectors [items, dim]: the entities', made anew without."""
+    if vectors is None:
+        vectors = torch.from_numpy(trainer.towers.entity_vectors(actions.entities))
+    asked = asked or trainer.towers.canvases.plain
+
+    def scores(data: LeaveOneOut, places: Ints) -> Floats:
+        batch = actions.positives.batch(places)
+        users = torch.from_numpy(trainer.towers.vectors_of(batch, asked(batch)))
+        found: Floats = (users @ vectors.T).numpy()
+        return found
+
+    return scores

@@ -1,0 +1,50 @@
+"""The one setting of the model for the next item, whatever the data, and what a configuration changes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mainstem.schema.config import Config
+
+__all__ = ["CANVAS", "PRESET", "configured"]
+
+CANVAS = "home"
+"""The only canvas there is: what the user takes next."""
+
+PRESET: dict[str, Any] = {
+    "model": {
+        # The order is what says most, and a history is read whole, a window at a time.
+        "history": {"encoder": "transformer", "windows": "sliding", "dropout": 0.2},
+        # Users are what they did: a row of their own learns their last action by heart and says little of the next.
+        "families": {"user": {"admit_after": 255}},
+    },
+    "train": {
+        # Every item is a negative of every action, as long as that is not too many.
+        "retrieval": {"softmax": "auto", "full_up_to": 20_000},
+        # The most epochs; validation says which one is kept, and ends it after `patience` without a better one.
+        "retrieval_epochs": 200,
+        "patience": 5,
+    },
+}
+"""Changes to the default `model` and `train` sections."""
+
+
+def configured(config: Config, changes: Config | None = None, seed: int = 0) -> Config:
+    """`config` for the next item: its events and entities, one canvas, `PRESET`, and over it what `changes` sets of
+    `model` and `train`. A mapping is changed key by key, everything else as a whole."""
+    given = changes.model_dump(exclude_unset=True) if changes is not None else {}
+    told = config.model_dump(exclude_unset=True)
+    sections = {name: _over(preset, given.get(name, {})) for name, preset in PRESET.items()}
+    sections["train"] = {**sections["train"], "seed": seed}
+    entity_type = "item" if "item" in config.entities else next(iter(config.entities))
+    canvases = {CANVAS: {"entity_type": entity_type, "learns_from": "events", "share": 1.0}}
+    return Config.model_validate({**told, **sections, "canvases": canvases})
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(name), Mapping)
+        out[name] = _over(out[name], value) if both else value
+    return out

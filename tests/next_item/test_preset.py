@@ -1,0 +1,34 @@
+"""One setting for all data, changed key by key."""
+
+from __future__ import annotations
+
+from mainstem.next_item import PRESET, configured
+from mainstem.schema.config import Config, TrainConfig
+
+SHOP = Config.model_validate(
+    {
+        "events": {"buy": {}}, "heads": {"buy": {"event": "buy"}}, "model": {"dim": 8}, "train": {"patience": 9},
+        "canvases": {"home": {"order": {"buy": 2}}, "similar": {"learns_from": "previous"}},
+    }
+)  # fmt: skip
+
+
+def test_the_preset_holds_whatever_the_data_say() -> None:
+    made = configured(SHOP, seed=3)
+    assert made.model.dim == Config().model.dim, "a set's own sizes are no part of it"
+    assert made.train.patience == PRESET["train"]["patience"]
+    assert made.model.history.encoder == PRESET["model"]["history"]["encoder"]
+    assert made.train.seed == 3
+    assert list(made.events) == ["buy"]
+    assert list(made.canvases) == ["home"]
+    assert made.canvases["home"].learns_from == "events"
+
+
+def test_changes_lie_over_it_key_by_key() -> None:
+    changes = Config.model_validate({"model": {"history": {"layers": 5}}, "train": {"patience": 1, "seed": 8}})
+    made = configured(SHOP, changes, seed=3)
+    assert made.model.history.layers == 5
+    assert made.model.history.encoder == PRESET["model"]["history"]["encoder"]
+    assert (made.train.patience, made.train.seed) == (1, 3)
+    assert made.train.retrieval_epochs == PRESET["train"]["retrieval_epochs"]
+    assert TrainConfig().patience not in (1, PRESET["train"]["patience"]), "canary: the default is another"
