@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--refit", action="store_true", help="the final fit with validation added")
     parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--config", type=Path, help="whose `model` and `train` lie over the preset; nothing is kept")
+    parser.add_argument("--config", type=Path, help="whose `features`, `model` and `train` lie over the preset; nothing is kept")
     parser.add_argument("--resume", type=Path, help="folder for checkpoints")
     parser.add_argument("--rectools-python", help="the interpreter of an environment with rectools[torch]")
     args = parser.parse_args()

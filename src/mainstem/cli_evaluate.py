@@ -106,7 +106,7 @@ def evaluate(
       mainstem evaluate --protocol next-item --dataset amazon-beauty --seeds 3
       mainstem evaluate --protocol next-item --dataset purchases.csv --items products.csv --plot found.html
 
-    `model` and `train` of the configuration change the setting; anything else of it counts for the log alone.
+    `features`, `model` and `train` of the configuration change the setting; anything else of it counts for the log alone.
     """
     if protocol == "replay":
         _replay(config, days, most, report, json_)

@@ -48,7 +48,7 @@ RULES: dict[str, Rules] = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is wanted. changes: a configuration whose `model` and `train` lie over the preset; resume: a folder for
+    """What is wanted. changes: a configuration whose `features`, `model` and `train` lie over the preset; resume: a folder for
     checkpoints."""
 
     split: Split = "test"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class SequenceModel:
     def __init__(
         self, actions: Actions, config: Config, checkpoints: Checkpoints | None = None, watch: Watch | None = None
     ) -> None:
-        self.actions, self.config, self.checkpoints = actions, config, checkpoints
+        positives = replace(actions.positives, length=config.history_length())
+        self.actions, self.config, self.checkpoints = replace(actions, positives=positives), config, checkpoints
         self.watch = watch or Watch()
         self.seconds = 0.0
         self.chosen = Run()

@@ -13,29 +13,33 @@ CANVAS = "home"
 """The only canvas there is: what the user takes next."""
 
 PRESET: dict[str, Any] = {
+    # What `history.length` reads must be kept.
+    "features": {"history": 200},
     "model": {
+        "dim": 128,
         # The order is what says most, and a history is read whole, a window at a time.
-        "history": {"encoder": "transformer", "windows": "sliding", "dropout": 0.2},
+        "history": {"encoder": "transformer", "length": 200, "windows": "sliding", "dropout": 0.2},
         # Users are what they did: a row of their own learns their last action by heart and says little of the next.
         "families": {"user": {"admit_after": 255}},
     },
     "train": {
+        "retrieval_batch": 2048,
         # Every item is a negative of every action, as long as that is not too many.
-        "retrieval": {"softmax": "auto", "full_up_to": 20_000},
+        "retrieval": {"softmax": "auto", "full_up_to": 5_000},
         # The most epochs; validation says which one is kept, and ends it after `patience` without a better one.
         "retrieval_epochs": 200,
         "patience": 5,
     },
 }
-"""Changes to the default `model` and `train` sections."""
+"""Changes to the default configuration."""
 
 
 def configured(config: Config, changes: Config | None = None, seed: int = 0) -> Config:
     """`config` for the next item: its events and entities, one canvas, `PRESET`, and over it what `changes` sets of
-    `model` and `train`. A mapping is changed key by key, everything else as a whole."""
+    `features`, `model` and `train`. A mapping is changed key by key, everything else as a whole."""
     given = changes.model_dump(exclude_unset=True) if changes is not None else {}
     told = config.model_dump(exclude_unset=True)
-    sections = {name: _over(preset, given.get(name, {})) for name, preset in PRESET.items()}
+    sections = {name: _over(_over(told.get(name, {}), preset), given.get(name, {})) for name, preset in PRESET.items()}
     sections["train"] = {**sections["train"], "seed": seed}
     entity_type = "item" if "item" in config.entities else next(iter(config.entities))
     canvases = {CANVAS: {"entity_type": entity_type, "learns_from": "events", "share": 1.0}}
