@@ -14,6 +14,7 @@ ranks. A run that was killed goes on from `--resume`.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # implicit asks for it; read when numpy loads
@@ -115,16 +116,20 @@ def main() -> None:
     parser.add_argument("--refit", action="store_true", help="the final fit with validation added")
     parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--config", type=Path, help="whose `features`, `model` and `train` lie over the preset; nothing is kept")
+    parser.add_argument(
+        "--config", type=Path, help="whose `features`, `model` and `train` lie over the preset; nothing is kept"
+    )
     parser.add_argument("--resume", type=Path, help="folder for checkpoints")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of training, after which no epoch begins")
     parser.add_argument("--rectools-python", help="the interpreter of an environment with rectools[torch]")
     args = parser.parse_args()
     began, rules = time.monotonic(), RULES.get(args.dataset, Rules())
     actions = of_dataset(datasets.get(args.dataset), users=args.users, min_count=rules.min_count)
     changes = load(args.config) if args.config else None
     asked = Asked(
-        seeds=args.seeds, systems=args.only, rules=rules, refit=args.refit, changes=changes, resume=args.resume
-    )
+        seeds=args.seeds, systems=args.only, rules=rules, refit=args.refit, changes=changes, resume=args.resume,
+        minutes=args.minutes,
+    )  # fmt: skip
     with stages() as show:
         found = compare(actions, asked, show, say)
     if args.rectools_python:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -71,6 +72,9 @@ Seen = Annotated[
 ]
 Users = Annotated[float, _next("share of the users, for a first look")]
 Resume = Annotated[Path | None, _next("folder for checkpoints; the same command goes on there after a kill")]
+Minutes = Annotated[
+    float | None, _next("training time after which no further epoch begins; the best one so far counts")
+]
 Plot = Annotated[Path | None, _next("HTML file for bar charts of it all")]
 
 
@@ -94,6 +98,7 @@ def evaluate(
     seen: Seen = None,
     users: Users = 1.0,
     resume: Resume = None,
+    minutes: Minutes = None,
     plot: Plot = None,
 ) -> None:
     """How good are the answers? Tables beside baselines, JSON, plots.
@@ -106,12 +111,13 @@ def evaluate(
       mainstem evaluate --protocol next-item --dataset amazon-beauty --seeds 3
       mainstem evaluate --protocol next-item --dataset purchases.csv --items products.csv --plot found.html
 
-    `features`, `model` and `train` of the configuration change the setting; anything else of it counts for the log alone.
+    `features`, `model` and `train` of the configuration change the setting; anything else of it counts for the log
+    alone.
     """
     if protocol == "replay":
         _replay(config, days, most, report, json_)
         return
-    ks = _checked(k, seeds, users, min_count)
+    ks = _checked(k, seeds, users, min_count, minutes)
     settings = configuration(config)
     with stages(err) as show:
         from mainstem.next_item import Asked, compare
@@ -121,7 +127,7 @@ def evaluate(
         if split == "validation" and refit:
             raise MainstemError("--refit learns from validation, so --split validation says nothing then")
         actions = _actions(dataset, items, map, users, rules, settings, config, show)
-        asked = Asked(split, ks, seeds, systems, rules, refit, settings, resume)
+        asked = Asked(split, ks, seeds, systems, rules, refit, settings, resume, minutes or math.inf)
         found = compare(actions, asked, show, say)
     if plot:
         say(f"wrote {found.write(plot, f'Next item: {actions.name}')}")
@@ -131,7 +137,9 @@ def evaluate(
         Console().print(*found.tables())
 
 
-def _checked(k: list[int] | None, seeds: int, users: float, min_count: int | None) -> tuple[int, ...]:
+def _checked(
+    k: list[int] | None, seeds: int, users: float, min_count: int | None, minutes: float | None
+) -> tuple[int, ...]:
     ks = tuple(dict.fromkeys(k or (10, 5)))
     for each in ks:
         if not 1 <= each <= MOST_K:
@@ -142,6 +150,8 @@ def _checked(k: list[int] | None, seeds: int, users: float, min_count: int | Non
         raise MainstemError(f"--users: {users:g} must be above 0 and at most 1")
     if min_count is not None and min_count < 1:
         raise MainstemError(f"--min-count: {min_count} must be at least 1")
+    if minutes is not None and not minutes > 0:  # not true of nan either
+        raise MainstemError(f"--minutes: {minutes:g} must be above 0")
     return ks
 
 

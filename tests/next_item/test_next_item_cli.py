@@ -65,6 +65,7 @@ def test_a_table_of_recommenders(run: Run, tmp_path: Path) -> None:
         (("--k", "0"), "--k: 0 must be from 1 to 1,000"),
         (("--seeds", "0"), "--seeds: 0 must be from 1 to 100"),
         (("--users", "nan"), "--users: nan must be above 0 and at most 1"),
+        (("--minutes", "nan"), "--minutes: nan must be above 0"),
         (("--min-count", "0"), "--min-count: 0 must be at least 1"),
         (("--only", "popularty"), "--only: there is no 'popularty'; did you mean 'popularity'?"),
         (("--refit", "--split", "validation"), "--refit learns from validation"),

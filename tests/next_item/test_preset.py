@@ -15,13 +15,20 @@ SHOP = Config.model_validate(
 
 def test_the_preset_holds_whatever_the_data_say() -> None:
     made = configured(SHOP, seed=3)
-    assert made.model.dim == Config().model.dim, "a set's own sizes are no part of it"
+    assert made.model.dim == PRESET["model"]["dim"], "a set's own sizes are no part of it"
     assert made.train.patience == PRESET["train"]["patience"]
     assert made.model.history.encoder == PRESET["model"]["history"]["encoder"]
     assert made.train.seed == 3
     assert list(made.events) == ["buy"]
     assert list(made.canvases) == ["home"]
     assert made.canvases["home"].learns_from == "events"
+
+
+def test_histories_are_kept_as_long_as_they_are_read_and_a_sets_own_features_stay() -> None:
+    given = {"entities": {"item": {"attributes": {"brand": "category"}}}, "features": {"by": ["brand"], "history": 9}}
+    made = configured(Config.model_validate(given))
+    assert made.features.by == ["brand"]
+    assert made.history_length() == PRESET["model"]["history"]["length"] > Config().history_length()
 
 
 def test_changes_lie_over_it_key_by_key() -> None:

@@ -74,6 +74,18 @@ def test_training_stops_after_patience_and_keeps_the_best(world: Actions) -> Non
     assert not np.array_equal(model.scores(world.data, world.data.held("test")), vectors[1])
 
 
+def test_no_epoch_begins_when_the_time_is_up(world: Actions) -> None:
+    config = config_of(world, retrieval_epochs=4)
+    short, long = (SequenceModel(world, config, minutes=minutes) for minutes in (1e-9, 1e9))
+    for model in (short, long):
+        run(model, world.data, "test")
+    assert (len(short.chosen.epochs), len(long.chosen.epochs)) == (1, 4)
+
+
+def test_histories_are_as_long_as_configured(world: Actions) -> None:
+    assert SequenceModel(world, config_of(world)).actions.positives.length == 200
+
+
 def test_a_refit_learns_validation_for_as_many_epochs(world: Actions) -> None:
     class Counter(Watch):
         def __init__(self) -> None:

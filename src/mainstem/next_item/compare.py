@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,8 @@ RULES: dict[str, Rules] = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is wanted. changes: a configuration whose `features`, `model` and `train` lie over the preset; resume: a folder for
-    checkpoints."""
+    """What is wanted. changes: a configuration whose `features`, `model` and `train` lie over the preset; resume: a
+    folder for checkpoints; minutes of training after which no further epoch begins."""
 
     split: Split = "test"
     ks: tuple[int, ...] = (10, 5)
@@ -59,6 +60,7 @@ class Asked:
     refit: bool = False
     changes: Config | None = None
     resume: Path | None = None
+    minutes: float = math.inf
 
     def protocol(self) -> str:
         """In words."""
@@ -70,10 +72,11 @@ class Asked:
             ", and for the final fit validation too" if self.refit else ""
         )
         least = f"; items with under {self.rules.min_count} actions left out" if self.rules.min_count > 1 else ""
+        within = f", within {self.minutes:g} minutes of training" if self.minutes < math.inf else ""
         return (
             f"Next item, leave one out: each user's {what}, of users with {LEAST} actions or more, among all items "
             f"that occur{least}; {seen}; ties by place in the catalogue. {learned}. Settings and epochs by NDCG@10 on "
-            f"validation. {self.seeds} seed{'s' if self.seeds > 1 else ''}: mean ± standard deviation."
+            f"validation{within}. {self.seeds} seed{'s' if self.seeds > 1 else ''}: mean ± standard deviation."
         )
 
 
@@ -121,7 +124,8 @@ def _system(name: str, actions: Actions, asked: Asked, seed: int, show: Show, sa
     checkpoints = None
     if asked.resume is not None:
         checkpoints = Checkpoints(asked.resume, seed, identity(actions, config, asked))
-    return SequenceModel(actions, config, checkpoints, TrainingDisplay(show, say, f"{OURS}, seed {seed}"))
+    display = TrainingDisplay(show, say, f"{OURS}, seed {seed}")
+    return SequenceModel(actions, config, checkpoints, display, asked.minutes)
 
 
 def identity(actions: Actions, config: Config, asked: Asked) -> str:

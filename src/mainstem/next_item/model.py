@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -26,16 +27,18 @@ __all__ = ["SequenceModel", "scorer"]
 
 
 class SequenceModel:
-    """`actions` learned by the towers as `config` says. checkpoints: where a killed run goes on; None: nowhere."""
+    """`actions` learned by the towers as `config` says. checkpoints: where a killed run goes on; None: nowhere. minutes
+    of training after which no further epoch begins."""
 
     name = "mainstem"
 
     def __init__(
-        self, actions: Actions, config: Config, checkpoints: Checkpoints | None = None, watch: Watch | None = None
-    ) -> None:
+        self, actions: Actions, config: Config, checkpoints: Checkpoints | None = None, watch: Watch | None = None,
+        minutes: float = math.inf,
+    ) -> None:  # fmt: skip
         positives = replace(actions.positives, length=config.history_length())
         self.actions, self.config, self.checkpoints = replace(actions, positives=positives), config, checkpoints
-        self.watch = watch or Watch()
+        self.watch, self.minutes = watch or Watch(), minutes
         self.seconds = 0.0
         self.chosen = Run()
         self.texts = text.keep(config.model.text.encoder, "memory://")
@@ -52,7 +55,7 @@ class SequenceModel:
     # ---- as a recommender ----------------------------------------------------------------------------
 
     def choose(self, data: LeaveOneOut, learned: Mask, judge: Callable[[], float]) -> None:
-        """Train until `train.patience` epochs brought nothing better, and go back to the best."""
+        """Train until `train.patience` epochs brought nothing better or the time is up, and go back to the best."""
         train = self.config.train
         self.chosen = self._fit("choose", learned, train.retrieval_epochs, judge)
         self.seconds = self.chosen.seconds
@@ -89,10 +92,10 @@ class SequenceModel:
             run = self.checkpoints.take_up(stage, trainer, rng)
         self.watch.begin(stage, run, most, train.patience, len(rows))
         with torch_threads(train.threads):
-            while not run.over and len(run.epochs) < most:
+            run.over = run.over or self._over(run, most, judged=judge is not None)
+            while not run.over:
                 self._epoch(run, trainer, rows, rng, judge)
-                since = len(run.epochs) - run.best
-                run.over = len(run.epochs) == most or (judge is not None and since >= train.patience)
+                run.over = self._over(run, most, judged=judge is not None)
                 if self.checkpoints is not None:
                     self.checkpoints.write(stage, run, trainer, rng)
                 self.watch.epoch(run)
@@ -100,6 +103,11 @@ class SequenceModel:
             restore(trainer, run.kept)
             self._vectors = None
         return run
+
+    def _over(self, run: Run, most: int, *, judged: bool) -> bool:
+        if judged and (len(run.epochs) - run.best >= self.config.train.patience or run.seconds >= 60 * self.minutes):
+            return True
+        return len(run.epochs) >= most
 
     def _epoch(
         self, run: Run, trainer: RetrievalTrainer, rows: Ints, rng: np.random.Generator,

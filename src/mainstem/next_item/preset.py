@@ -39,7 +39,9 @@ def configured(config: Config, changes: Config | None = None, seed: int = 0) -> 
     `features`, `model` and `train`. A mapping is changed key by key, everything else as a whole."""
     given = changes.model_dump(exclude_unset=True) if changes is not None else {}
     told = config.model_dump(exclude_unset=True)
-    sections = {name: _over(_over(told.get(name, {}), preset), given.get(name, {})) for name, preset in PRESET.items()}
+    # a set's own sizes are no part of the setting; what its features are of is
+    below = {**PRESET, "features": _over(told.get("features", {}), PRESET["features"])}
+    sections = {name: _over(preset, given.get(name, {})) for name, preset in below.items()}
     sections["train"] = {**sections["train"], "seed": seed}
     entity_type = "item" if "item" in config.entities else next(iter(config.entities))
     canvases = {CANVAS: {"entity_type": entity_type, "learns_from": "events", "share": 1.0}}
