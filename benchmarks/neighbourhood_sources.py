@@ -2,9 +2,9 @@
 
 The Complete Journey without its last 28 days, which nothing is chosen on; of the rest the last 28 days are validation.
 A model with its weights between items is trained on what lies before, and visits of the validation are asked, features
-live. Each source gives its first 100 for what the household takes, and once more, of what the household never had (new),
-for what is new to it. Recall is the part of a visit's products that is among them, the mean over visits; `only it` the
-part that no other source of the list brings.
+live. Each source gives its first 100 for what the household takes, and once more, of what the household never had, for
+what is new to it. Recall is the part of a visit's products that is among them, the mean over visits; `only it` the part
+that no other source of the list brings.
 
 `together` holds what the sources of today bring in their first 100 each, and with the new ones added; `deeper` the same
 number of candidates from today's sources alone.

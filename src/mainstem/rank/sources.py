@@ -164,8 +164,8 @@ class Neighbours:
                 keys, strengths = question.sources, np.ones(len(question.sources), np.float32)
             else:
                 keys, strengths = self._taken(view)
-            # As with co-occurrence: all neighbours are scored whatever is asked for.
-            return _widening(lambda n: known.near(keys, strengths, n), 4 * limit, allowed, limit)
+            near = known.near(keys, strengths, WIDEST)
+            return _widening(lambda n: Scored(near.keys[:n], near.scores[:n]), 2 * limit, allowed, limit)
 
         return search
 
