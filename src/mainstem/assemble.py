@@ -30,7 +30,7 @@ from mainstem.rank import ModelVersion, Pipeline
 from mainstem.rank.categories import Categories, PopularInCategory
 from mainstem.rank.question import Question
 from mainstem.rank.retrieve import DEFAULT_MIX
-from mainstem.rank.sources import Content, Cooccurrence, Owned, Popular, Source, TwoTower
+from mainstem.rank.sources import Content, Cooccurrence, Neighbours, Owned, Popular, Source, TwoTower
 from mainstem.refresh import Follower, ModelKeeper
 from mainstem.refresh.follower import Sink
 from mainstem.schema.config import Config
@@ -43,6 +43,7 @@ from mainstem.schema.time import DAY
 from mainstem.slates import SlateStore
 from mainstem.slates.recorder import Recorder
 from mainstem.text.kept import KeptTexts
+from mainstem.train.neighbourhoods import NEIGHBOURHOODS
 from mainstem.weights import LineReader, Snapshots
 
 __all__ = [
@@ -117,7 +118,7 @@ def _wire(config: Config, base: Path, claim: bool, undo: ExitStack) -> Parts:
     undo.callback(pool.shutdown)
     texts = open_texts(config, base)
     keepers = {
-        line: ModelKeeper(LineReader(snapshots, line), LiveModels(config, catalog, store, line, texts))
+        line: ModelKeeper(LineReader(snapshots, line), LiveModels(config, catalog, store, line, texts, snapshots))
         for line in dict.fromkeys(("main", *config.serve.lines))
     }
     lines = {line: partial(_answers, keeper) for line, keeper in keepers.items()}
@@ -305,6 +306,9 @@ def sources_of(
         Cooccurrence(),
         TwoTower(current),
     ]
+    interest = config.interest()
+    strengths = np.array([interest.get(kind, 0.0) for kind in config.events] or [0.0], np.float32)
+    sources += [Neighbours(name, current, strengths) for name in NEIGHBOURHOODS if config.asks(name)]
     if content:
         sources.append(Content(content.index, content.encoder.encode))
     if categories:

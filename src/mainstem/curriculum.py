@@ -37,6 +37,7 @@ from mainstem.schema.settings import SlateSettings
 from mainstem.schema.time import parse_duration
 from mainstem.train import Towers, Trainer, TrainingReport, kinds_read
 from mainstem.train.canvases import WITHHELD
+from mainstem.train.neighbourhoods import neighbourhoods
 from mainstem.train.rebuilt import BEGUN_ON
 
 __all__ = ["Curriculum", "train"]
@@ -155,6 +156,9 @@ class Curriculum:
         """Examples of requests in [start, cut) and from `cut` on, by replay."""
         requests = self._requests(start, cut)
         model = model_of(towers, self.config, self.kinds, self.inputs, "training", self.catalog)
+        # as with the towers: weights that had seen the answers would bring candidates as serving never will
+        past = self.events.take(self.events.time < start)
+        model = replace(model, neighbourhoods=neighbourhoods(self.config, past, self.catalog))
         made = [examples for examples in self.recorded if examples.time[0] >= start]
         with closing(self._private()) as private:
             for done, examples in enumerate(self.replay(private, model).examples(requests), 1):

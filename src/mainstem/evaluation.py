@@ -28,7 +28,7 @@ from mainstem.schema.protocols import Log
 from mainstem.schema.records import Context, Event, Show, SlateRequest
 from mainstem.schema.time import DAY, iso
 from mainstem.text.kept import KeptTexts
-from mainstem.train import Trainer, restore
+from mainstem.train import Trainer, neighbourhoods, restore
 
 __all__ = ["evaluate_log"]
 
@@ -75,9 +75,11 @@ def evaluate_log(
         with tempfile.TemporaryDirectory() as folder:
             kept = snapshots.open(f"file://{folder}")
             trained = Trainer(config, source.catalog, kept, "evaluation", kept=texts).run(past, progress)
-            towers, ranker, wide = restore(kept.load("evaluation", trained.version), config, source.catalog, texts)
+            snapshot = kept.load("evaluation", trained.version)
+            towers, ranker, wide = restore(snapshot, config, source.catalog, texts)
+            between = neighbourhoods.load(kept.neighbours, snapshot.manifest, config)
         model = model_of(towers, config, source.kinds, source.inputs, trained.version, source.catalog)
-        model = replace(model, scores=scores_of(ranker, wide))
+        model = replace(model, scores=scores_of(ranker, wide), neighbourhoods=between)
         store = features.open("memory://", config, source.catalog)
         folding = source.replay(store, model)
         canvas = next(iter(config.canvases))

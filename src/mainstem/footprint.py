@@ -152,6 +152,7 @@ def _serving(config: Config, shape: Shape, described: int) -> dict[str, float]:
         "serving.words": _words(config, shape, described),
         "serving.texts": _texts(config, described),
         "serving.categories": 8.0 * described if has_categories(config) else 0.0,
+        "serving.neighbours": _neighbours(config, shape),
     }  # fmt: skip
 
 
@@ -192,6 +193,14 @@ def _words(config: Config, shape: Shape, described: int) -> float:
 def _texts(config: Config, described: int) -> float:
     """Where the vector of each entity's text lies in the file, by entity and by text."""
     return 8.0 * described + _key_rows(described) if config.model.text.encoder != "none" else 0.0
+
+
+def _neighbours(config: Config, shape: Shape) -> float:
+    """Key and offset of each item, place and weight of each of its neighbours, at most."""
+    settings = config.train.neighbourhoods
+    knn = shape.items * (16 + 8.0 * settings.item_knn.neighbours) if config.asks("item_knn") else 0.0
+    most = min(shape.items, settings.ease.most)
+    return knn + (most * (16 + 8.0 * settings.ease.neighbours) if config.asks("ease") else 0.0)
 
 
 def _index(vectors: int, dim: int) -> float:

@@ -23,12 +23,12 @@ from mainstem.schema.protocols import Catalog, FeatureStore, FeatureView, Floats
 from mainstem.schema.records import Context, Entity
 from mainstem.schema.settings import Setting
 from mainstem.text.kept import KeptTexts
-from mainstem.train import Towers, Wide, kinds_read, restore
+from mainstem.train import Towers, Wide, kinds_read, neighbourhoods, restore
 from mainstem.train.interactions import Sequences, notes
 from mainstem.train.towers import CATEGORY, FIELDS, TABLE, Request
 from mainstem.train.wide import WIDE
 from mainstem.train.words import keys_of, word_keys
-from mainstem.weights import Delta, Snapshot, Table
+from mainstem.weights import Delta, Snapshot, Snapshots, Table
 
 __all__ = ["LiveModel", "LiveModels", "fingerprint", "model_of", "scores_of"]
 
@@ -50,12 +50,18 @@ class LiveModel:
 
 
 class LiveModels:
-    """Makes and moves `LiveModel`s; what `refresh.ModelKeeper` works with."""
+    """Makes and moves `LiveModel`s; what `refresh.ModelKeeper` works with.
+
+    kept: the encoder that `model.text` names; snapshots: where the weights between items lie that sources read, if any
+    shall.
+    """
 
     def __init__(
-        self, config: Config, catalog: Catalog, store: FeatureStore, line: str = "main", kept: KeptTexts | None = None
-    ) -> None:
+        self, config: Config, catalog: Catalog, store: FeatureStore, line: str = "main", kept: KeptTexts | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.catalog, self.store, self.line, self.kept = config, catalog, store, line, kept
+        self.snapshots = snapshots
 
     def build(self, snapshot: Snapshot) -> LiveModel:
         """Raises Incompatible where the snapshot was trained for another configuration."""
@@ -70,7 +76,10 @@ class LiveModels:
             towers, self.config, self.store.kinds, manifest.extras["inputs"], manifest.dense_version, self.catalog
         )
         sparse = f"{manifest.base}+{manifest.sequence}"
-        answers = replace(answers, scores=scores_of(ranker, wide), sparse_version=sparse, line=self.line)
+        between = neighbourhoods.load(self.snapshots.neighbours, manifest, self.config) if self.snapshots else {}
+        answers = replace(
+            answers, scores=scores_of(ranker, wide), sparse_version=sparse, line=self.line, neighbourhoods=between
+        )
         return LiveModel(towers, ranker, answers, wide)
 
     def apply(self, model: LiveModel, delta: Delta) -> tuple[LiveModel, Keys]:
@@ -117,8 +126,10 @@ class LiveModels:
         towers = Towers(module, old.table, self.catalog, old.attributes, old.canvases, old.words, old.texts)
         before = model.answers
         answers = model_of(towers, self.config, self.store.kinds, before.inputs, delta.dense_version, self.catalog)
-        scores = scores_of(ranker, model.wide)
-        answers = replace(answers, scores=scores, sparse_version=before.sparse_version, line=before.line)
+        answers = replace(
+            answers, scores=scores_of(ranker, model.wide), sparse_version=before.sparse_version, line=before.line,
+            neighbourhoods=before.neighbourhoods,
+        )  # fmt: skip
         return LiveModel(towers, ranker, answers, model.wide)
 
     def take_over(self, renewed: LiveModel, current: LiveModel) -> LiveModel:

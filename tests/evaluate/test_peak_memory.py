@@ -9,7 +9,7 @@ from mainstem.evaluate import peak_memory
 from mainstem.evaluate.peak_memory import PeakMemory
 
 
-@pytest.mark.skipif(not peak_memory._RESET.exists(), reason="the system does not tell")
+@pytest.mark.skipif(not peak_memory._reset(), reason="the system does not tell")
 def test_what_was_held_before_counts_no_more() -> None:
     with PeakMemory() as high:
         held = np.ones(2**26, np.uint8)  # 64 MB, written

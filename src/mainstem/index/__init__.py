@@ -5,6 +5,8 @@
     switching.py  builds the next index beside the one that answers, then switches
 
 An index is a view of the weights (law 8): it is kept in memory only and rebuilt from them at start.
+
+    neighbourhood.py  weighted neighbours of entities, as a training computed them: what is near to several together
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from __future__ import annotations
 from urllib.parse import parse_qsl, urlsplit
 
 from mainstem.index.exact import ExactIndex
+from mainstem.index.neighbourhood import Neighbourhood
 from mainstem.schema.errors import ConfigError
 from mainstem.schema.protocols import VectorIndex
 
-__all__ = ["ExactIndex", "open"]
+__all__ = ["ExactIndex", "Neighbourhood", "open"]
 
 URLS = ("exact://", "hnsw://", "auto://")
 GRAPH_SETTINGS = ("links", "construction", "breadth")

@@ -30,7 +30,7 @@ __all__ = ["Answer", "Pipeline"]
 _log = logging.getLogger(__name__)
 
 # Sources that say how close a candidate is to given source entities, and to a query.
-_NEAR_ENTITIES = ("cooccurrence", "content", "two_tower")
+_NEAR_ENTITIES = ("cooccurrence", "item_knn", "ease", "content", "two_tower")
 _NEAR_QUERY = ("content",)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from mainstem.index import Neighbourhood
 from mainstem.schema.canvases import canvas_inputs
+from mainstem.schema.errors import NotReady
 from mainstem.schema.ids import Keys, keys64
 from mainstem.schema.pasts import Pasts
 from mainstem.schema.protocols import FeatureView, Floats, VectorIndex
@@ -63,6 +65,7 @@ class ModelVersion:
     vectors [n, dim] for the index; `scores(inputs)` -> float32 [n, len(heads)], probabilities or values; `inputs`
     names the columns of its values: the features and what `rank_inputs` adds; `reads`: what it reads of the history,
     None for nothing; `canvases`: those that it tells apart. version: of the dense part; sparse_version: of the rows.
+    neighbourhoods: weights between items by the source that reads them, or why there are none.
     """
 
     line: str
@@ -76,6 +79,14 @@ class ModelVersion:
     embed: Callable[[Keys], Floats]
     sparse_version: str | None = None
     reads: Reads | None = None
+    neighbourhoods: Mapping[str, Neighbourhood | str] = field(default_factory=dict)
+
+    def neighbourhood(self, source: str) -> Neighbourhood:
+        """The weights that a source reads. Raises NotReady where there are none."""
+        found = self.neighbourhoods.get(source, f"{self.version} has no weights for it")
+        if isinstance(found, str):
+            raise NotReady(found)
+        return found
 
 
 def extra_inputs(canvases: Sequence[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import FeatureView, Floats, Scored, VectorIndex
 from mainstem.schema.time import DAY
 
-__all__ = ["Allowed", "Content", "Cooccurrence", "Owned", "Popular", "Search", "Source", "TwoTower"]
+__all__ = ["Allowed", "Content", "Cooccurrence", "Neighbours", "Owned", "Popular", "Search", "Source", "TwoTower"]
 
 Allowed = Callable[[Keys], NDArray[np.bool_]]
 Search = Callable[[], Scored]
@@ -141,6 +141,41 @@ class Cooccurrence:
             return _widening(lambda n: view.neighbours(keys, weights, n), 2 * limit, allowed, limit)
 
         return search
+
+
+class Neighbours:
+    """What the weights between items say of the source entities, or of the user: each entity of the history counts as
+    much as the event of most interest with it, whenever that was. The history is read now, so a new event counts in
+    the next slate; the weights are those of the version that the question carries, else of `current`.
+
+    interest float32 [kinds]: of an event, by `History.kind`. Raises NotReady where the version has no such weights.
+    """
+
+    concurrent = False
+
+    def __init__(self, name: str, current: Callable[[], ModelVersion], interest: Floats) -> None:
+        self.name, self.current, self.interest = name, current, interest
+
+    def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
+        known = (question.model or self.current()).neighbourhood(self.name)
+
+        def search() -> Scored:
+            if len(question.sources):
+                keys, strengths = question.sources, np.ones(len(question.sources), np.float32)
+            else:
+                keys, strengths = self._taken(view)
+            near = known.near(keys, strengths, WIDEST)
+            return _widening(lambda n: Scored(near.keys[:n], near.scores[:n]), 2 * limit, allowed, limit)
+
+        return search
+
+    def _taken(self, view: FeatureView) -> tuple[Keys, Floats]:
+        """The user's entities [m] and how strongly each was taken: the row that the weights are made for."""
+        history = view.history()
+        keys, at = np.unique(history.entity, return_inverse=True)
+        strengths = np.zeros(len(keys), np.float32)
+        np.maximum.at(strengths, at, self.interest[history.kind])
+        return keys, strengths
 
 
 class TwoTower:

@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mainstem.schema.head_config import HeadConfig
+from mainstem.schema.neighbourhood_config import NeighbourhoodConfig
 from mainstem.schema.ranking_config import RankingConfig
 from mainstem.schema.retrieval_config import RetrievalConfig
 from mainstem.schema.section import Duration, Name, Section
@@ -30,6 +31,7 @@ __all__ = [
     "LogConfig",
     "Mismatch",
     "ModelConfig",
+    "NeighbourhoodConfig",
     "OnlineConfig",
     "RankingConfig",
     "ServeConfig",
@@ -52,7 +54,16 @@ class Mismatch(ValueError):
 
 
 SourceName = Literal[
-    "two_tower", "content", "cooccurrence", "popular", "popular_here", "popular_new", "category", "owned"
+    "two_tower",
+    "content",
+    "cooccurrence",
+    "item_knn",
+    "ease",
+    "popular",
+    "popular_here",
+    "popular_new",
+    "category",
+    "owned",
 ]
 
 
@@ -236,6 +247,7 @@ class TrainConfig(Section):
     retrieval_batch: int = Field(default=1024, ge=16)
     retrieval_learning_rate: float = Field(default=0.05, gt=0)
     retrieval: RetrievalConfig = RetrievalConfig()
+    neighbourhoods: NeighbourhoodConfig = NeighbourhoodConfig()
     ranking_span: Duration = "42d"
     """Ranking examples are made from the requests of this long before the validation stretch."""
     ranking_slates: int = Field(default=10_000, ge=1)
@@ -384,6 +396,10 @@ class Config(Section):
         """The category attributes of every entity type, each once."""
         kinds = [attribute for entity in self.entities.values() for attribute in entity.attributes.items()]
         return tuple(dict.fromkeys(name for name, kind in kinds if kind == "category"))
+
+    def asks(self, source: SourceName) -> bool:
+        """Does a canvas name this source?"""
+        return any(source in canvas.sources and canvas.sources[source].limit for canvas in self.canvases.values())
 
     def owned_kinds(self) -> tuple[str, ...]:
         """Kinds of events after which the user has the entity."""

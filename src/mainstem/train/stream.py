@@ -27,6 +27,7 @@ from mainstem.schema.records import Erase
 from mainstem.schema.time import parse_duration
 from mainstem.train.canaries import Canaries
 from mainstem.train.guard import Guard, Refusal
+from mainstem.train.neighbourhoods import bring
 from mainstem.train.online import RANKING, RETRIEVAL, OnlineLearner, Step
 from mainstem.train.published import SnapshotWriter, state_of
 from mainstem.train.rebuilt import Rebuilt, RebuiltModels
@@ -305,6 +306,7 @@ class OnlineTrainer:
             self.status.last_refusal = f"rebuilt model {rebuilt.version}: {refusal.why}"
             _log.error("rebuilt model %s was refused: %s", rebuilt.version, refusal.why)
             return
+        bring(self.store.neighbours, rebuilt.learner.carried.extras, self._rebuilt.line, self.line)
         rebuilt.learner.take_changes()
         self._new_base(rebuilt.learner, rebuilt.position, {"rebuilt": rebuilt.version})
         _log.info("from position %s on the model in use is of base %s", self.position, self.place.base)

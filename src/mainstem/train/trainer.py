@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from mainstem.catalog import MemoryCatalog
+from mainstem.index import Neighbourhood
 from mainstem.models import Ranker
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.canvases import CanvasPlaces
@@ -35,6 +36,7 @@ from mainstem.schema.time import iso, parse_duration
 from mainstem.text.kept import KeptTexts
 from mainstem.train.guard import Guard
 from mainstem.train.interactions import Positives
+from mainstem.train.neighbourhoods import keep, neighbourhoods
 from mainstem.train.networks import new_ranker, new_towers, new_wide
 from mainstem.train.online import OnlineLearner
 from mainstem.train.published import save_state, state_of
@@ -140,8 +142,11 @@ class Trainer:
             for _, count in retrieval.epoch(rest, rng, config.retrieval_epochs):
                 done = min(done + count, len(rest))
                 progress("towers, to the end", done, len(rest))
-        _lap(report, "towers to the end", clock)
-        report.version = self.publish(retrieval, ranker, source, report.metrics, wide)
+        clock = _lap(report, "towers to the end", clock)
+        between = neighbourhoods(self.config, source.events, source.catalog)
+        if between:
+            _lap(report, "weights between items", clock)
+        report.version = self.publish(retrieval, ranker, source, report.metrics, between, wide)
         return report
 
     def _train_ranker(
@@ -165,9 +170,12 @@ class Trainer:
 
     def publish(
         self, retrieval: RetrievalTrainer, ranker: Ranker, source: ExampleSource, metrics: dict[str, float],
-        wide: Wide | None = None,
+        between: Mapping[str, Neighbourhood], wide: Wide | None = None,
     ) -> str:  # fmt: skip
-        """Write a snapshot that serving can load and online training can go on from; its version."""
+        """Write a snapshot that serving can load and online training can go on from; its version.
+
+        between: weights between items by the source that reads them, kept beside it.
+        """
         towers = retrieval.towers
         ranking = RankingLearner(ranker, [*self.config.heads.values()], self.config.train, towers.known_vectors, wide)
         learner = OnlineLearner(self.config, towers, ranking, source.catalog)
@@ -183,6 +191,7 @@ class Trainer:
                 "attributes": list(towers.attributes),
                 "heads": list(self.config.heads),
                 "state": state.tree,
+                **keep(self.snapshots.neighbours, self.line, between),
                 **self.extras,
             },
         )

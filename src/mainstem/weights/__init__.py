@@ -10,6 +10,7 @@ arrays, so that it resumes where it stopped.
 from mainstem.weights.deltas import Delta, TableDelta
 from mainstem.weights.family import Adagrad, Adam, Family, Ftrl, RowwiseAdagrad
 from mainstem.weights.kept_catalogs import KeptCatalog, KeptCatalogs
+from mainstem.weights.kept_neighbours import KeptNeighbours
 from mainstem.weights.line_reader import Apply, LineReader, Rebase
 from mainstem.weights.lookup import Gathered, Lookup
 from mainstem.weights.slabs import SlabTable
@@ -35,6 +36,7 @@ __all__ = [
     "Gathered",
     "KeptCatalog",
     "KeptCatalogs",
+    "KeptNeighbours",
     "LineReader",
     "Lookup",
     "Manifest",

@@ -6,6 +6,7 @@
                       training.safetensors      what only a trainer needs: optimizer state and whatever it adds
     ROOT/LINE/deltas/BASE/SEQUENCE.delta        what changed since; see `delta_store`, `deltas`
     ROOT/LINE/catalog/SHA256.safetensors        a trainer's catalogue as of a snapshot; see `kept_catalogs`
+    ROOT/LINE/neighbours/SHA256.safetensors     weights between items; see `kept_neighbours`
     ROOT/LINE/.writer, .head, .trainer          locks, in local stores
 
 A version exists if and only if its manifest does: it is written last and deleted first. So a writer killed at any
@@ -29,6 +30,7 @@ from mainstem.weights.delta_store import Deltas
 from mainstem.weights.deltas import Delta
 from mainstem.weights.files import Files, LocalFiles, open_files
 from mainstem.weights.kept_catalogs import KeptCatalog, KeptCatalogs
+from mainstem.weights.kept_neighbours import KeptNeighbours
 from mainstem.weights.manifests import Manifest, Place, SnapshotMeta, line_folder
 from mainstem.weights.table import Arrays, Table
 from mainstem.weights.version_files import Snapshot, VersionFiles
@@ -54,6 +56,7 @@ class Snapshots:
         self.files: Files = LocalFiles(files) if isinstance(files, Path) else files
         self.deltas = Deltas(self.files)
         self.catalogs = KeptCatalogs(self.files)
+        self.neighbours = KeptNeighbours(self.files)
         self._versions = VersionFiles(self.files)
 
     @property
@@ -204,8 +207,8 @@ class Snapshots:
     def keep(self, line: str, snapshots: int, refused: int = 20) -> list[str]:
         """Delete what is older than the newest *good* `snapshots`; the versions deleted. Damaged newer ones stay.
 
-        Of each base that is left, the deltas up to its oldest snapshot go too; kept catalogues that no snapshot names;
-        of refused deltas, all but the newest.
+        Of each base that is left, the deltas up to its oldest snapshot go too; kept catalogues and weights between
+        items that no snapshot names; of refused deltas, all but the newest.
         """
         if snapshots < 1:
             raise ValueError("keep at least 1 snapshot")
@@ -226,8 +229,11 @@ class Snapshots:
             with self.deltas.head(line):
                 self._drop_deltas(line)
                 self.deltas.drop_refused(line, refused)
-            kept = [KeptCatalog.of(manifest) for manifest in self.manifests(line)]
+            manifests = self.manifests(line)
+            kept = [KeptCatalog.of(manifest) for manifest in manifests]
             self.catalogs.drop(line, {catalog.sha256 for catalog in kept if catalog is not None})
+            named = [self.neighbours.named(manifest.extras) for manifest in manifests]
+            self.neighbours.drop(line, {file.sha256 for files in named for file in files.values()})
         return deleted
 
     def rollback(self, line: str, version: str, position: Position | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from mainstem.evaluate.next_item import LeaveOneOut, Mask, Scorer
 from mainstem.schema.protocols import Floats
@@ -12,10 +12,8 @@ from mainstem.schema.protocols import Floats
 __all__ = ["Fit", "Tuned"]
 
 
-class Fit(Protocol):
-    """Learn from the actions in the mask; what it returns scores every item at places."""
-
-    def __call__(self, data: LeaveOneOut, learned: Mask, /, **settings: Any) -> Scorer: ...
+Fit = Callable[..., Scorer]
+"""`fit(data, learned, **settings)`: learn from the actions in the mask; what comes back scores every item at places."""
 
 
 class Tuned:
