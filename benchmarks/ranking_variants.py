@@ -119,7 +119,7 @@ class Source:
     """A curriculum that makes examples with the towers it is given, and stops there."""
 
     def __init__(self, source: Curriculum) -> None:
-        self.source, self.sets, self.inputs = source, Sets(), source.inputs
+        self.source, self.sets = source, Sets()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.source, name)

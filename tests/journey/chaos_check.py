@@ -258,7 +258,12 @@ def state_differs(learner: OnlineLearner, snapshot: Snapshot, config: Config, lo
              for name in a.keys() | b.keys() if name not in a or name not in b or not np.array_equal(a[name], b[name])
              ]  # fmt: skip
     found += ["the tree of the state"] if ours.tree != theirs.tree else []
-    return found + [f"table {name}" for name in ours.table if _by_key(ours.table, name) != _by_key(theirs.table, name)]
+    return found + [
+        f"table {kind}, {name}"
+        for kind, table in ours.tables.items()
+        for name in table
+        if _by_key(table, name) != _by_key(theirs.tables[kind], name)
+    ]
 
 
 def _by_key(table: dict[str, NDArray[np.generic]], name: str) -> bytes:

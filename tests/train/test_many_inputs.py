@@ -11,12 +11,12 @@ from mainstem.schema.examples import Examples, Revision
 from mainstem.schema.pools import pack_pool, unpack_pool
 from mainstem.train import RankingLearner, fit_ranker, new_ranker
 
-INPUTS, TOLD, CANDIDATES = 2_000, 3, 40
+INPUTS, TOLD, CANDIDATES = 2_000, 10, 40
 BUY = HeadConfig(event="purchase")
 
 
 def group(number: int) -> Examples:
-    """The sum of the last three inputs says what is taken; the others are noise of many scales."""
+    """The sum of the last ten inputs says what is taken; the others are noise of many scales."""
     rng = np.random.default_rng((13, number))
     inputs = rng.normal(size=(CANDIDATES, INPUTS))
     labels = np.zeros((CANDIDATES, 1), np.float32)
@@ -48,7 +48,7 @@ def test_two_thousand_inputs_are_learned_and_served_as_a_hundred_are() -> None:
     scores = scorer(later.inputs)
     with torch.no_grad():
         np.testing.assert_allclose(scores, ranker.scores(torch.from_numpy(later.inputs)).numpy(), atol=1e-4)
-    assert share_right(scores, later) > 0.5
+    assert share_right(scores, later) > 0.15
 
     online = TrainConfig(ranking_batch=4, online=OnlineConfig(ranking_learning_rate=1e-3))
     learner = RankingLearner(ranker, [BUY], online)

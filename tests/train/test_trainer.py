@@ -143,7 +143,8 @@ def test_a_restored_snapshot_answers_as_the_networks_in_memory_did(tmp_path: Pat
     snapshot = snapshot_of(tmp_path)
     assert snapshot.manifest.version == report.version
     assert snapshot.manifest.metrics["ranking_loss"] == min(report.ranking.validation)
-    towers, ranker = restore(snapshot, CONFIG, catalog)
+    towers, ranker, wide = restore(snapshot, CONFIG, catalog)
+    assert wide is None  # nothing is crossed
     np.testing.assert_array_equal(towers.entity_vectors(ITEM_KEYS), made["towers"].entity_vectors(ITEM_KEYS))
     x = torch.randn(50, 2)
     assert torch.equal(ranker(x), made["ranker"](x))

@@ -26,7 +26,7 @@ EVERYTHING = [
 
 
 def everything() -> Config:
-    config = config_of("crossed")
+    config = config_of("crossed", learning_rate=0.5)
     wide = config.model.ranking.wide.model_copy(update={"crosses": EVERYTHING})
     ranking = config.model.ranking.model_copy(update={"wide": wide})
     return config.model_copy(update={"model": config.model.model_copy(update={"ranking": ranking})})
@@ -125,7 +125,7 @@ def test_inputs_must_say_which_canvas_asks_where_it_is_crossed() -> None:
 @pytest.mark.parametrize("crosses", ["none", "apart", "crossed"])
 def test_offline_it_learns_which_goes_with_which(crosses: str, network: str) -> None:
     torch.manual_seed(0)
-    ranker, wide = made(config_of(crosses, network))
+    ranker, wide = made(config_of(crosses, network, learning_rate=0.5))
     train, valid = (Examples.concat([group(n) for n in range(*span)]) for span in ((0, 500), (500, 600)))
     config = TrainConfig(ranking_epochs=3, ranking_batch=16, ranking_learning_rate=0.01)
     fit = fit_ranker(ranker, train, valid, [BUY], config, wide=wide)
@@ -140,8 +140,8 @@ def test_offline_it_learns_which_goes_with_which(crosses: str, network: str) -> 
 def test_online_it_learns_the_same_from_revisions(crosses: str) -> None:
     torch.manual_seed(0)
     train = TrainConfig(ranking_batch=8, online=OnlineConfig(ranking_learning_rate=0.01))
-    learner = learner_of(config_of(crosses), train)
-    for step in range(60):
+    learner = learner_of(config_of(crosses, learning_rate=0.5), train)
+    for step in range(100):
         learner.step(revisions(8 * step, 8))
         learner.level([group(8 * step + i) for i in range(8)])
     right = share_right(learner.order(LATER), LATER)

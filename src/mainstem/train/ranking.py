@@ -85,7 +85,7 @@ def fit_ranker(
         raise ValueError("there is nothing to train on")
     with torch_threads(1):
         crosses = None if wide is None else wide.crosses
-        slates = [Slates.of(examples, heads, vectors, crosses) for examples in (train, valid)]
+        slates = Slates.of(train, heads, vectors, crosses), Slates.of(valid, heads, vectors, crosses)
         return _fit(ranker, wide, *slates, heads, config, on_epoch, on_step)
 
 
