@@ -52,8 +52,8 @@ class LiveModel:
 class LiveModels:
     """Makes and moves `LiveModel`s; what `refresh.ModelKeeper` works with.
 
-    kept: the encoder that `model.text` names; snapshots: where the weights between items lie that sources read, if any
-    shall.
+    kept: the encoder that `model.text` names; snapshots: where the weights between items lie, without which the sources
+    that read such are not ready.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from mainstem import eventlog
 from mainstem.canvas_evaluation import PLAIN
 from mainstem.evaluate.table import Evaluation
 from mainstem.evaluation import evaluate_log
-from mainstem.schema.config import CanvasConfig, Config, EntityTypeConfig, ModelConfig, TrainConfig
+from mainstem.schema.config import CanvasConfig, Config, EntityTypeConfig, ModelConfig, SourceConfig, TrainConfig
 from mainstem.schema.records import Entity, Event, LogRecord
 from mainstem.schema.time import DAY
 
@@ -92,3 +92,14 @@ def test_gates_name_the_canvases_that_fell_behind(evaluation: Evaluation) -> Non
     assert [line.split(":")[0] for line in failed.failures] == [f"canvases.{name}" for name in CONFIG.canvases]
     assert "1000 times" in failed.failures[0]
     assert judged(CONFIG).failures == ()  # no gate, nothing to pass
+
+
+def test_weights_between_items_are_of_the_past_that_is_trained_on() -> None:
+    """Alone, so that every candidate is theirs: of the right twenty, where what fills up is of all forty."""
+    alone = CanvasConfig(sources={"item_knn": SourceConfig()})
+    found = judged(CONFIG.model_copy(update={"canvases": {"home": alone}})).rows
+    ours, plain = (found[system]["ndcg@10 home"] for system in ("mainstem", PLAIN))
+    assert ours is not None
+    assert plain is not None
+    assert ours > 0.2
+    assert plain < 0.2  # canary: without a model there are no weights

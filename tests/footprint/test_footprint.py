@@ -13,6 +13,7 @@ from mainstem import catalog as catalogs
 from mainstem import features
 from mainstem.features.popularity import Ring
 from mainstem.footprint import COPIES, Shape, footprint
+from mainstem.index import Neighbourhood
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config
 from mainstem.schema.position import START
@@ -107,3 +108,18 @@ def test_sums() -> None:
     found = footprint(CONFIG, SHAPE)
     assert found.total == sum(found.of(place) for place in ("features", "catalog", "serving", "trainer"))
     assert set(found.of_users()) == {"features.users", "serving.users", "trainer.users", "trainer.histories"}
+
+
+def test_weights_between_items_take_what_is_kept_of_each_where_a_canvas_asks() -> None:
+    asked = {"canvases": {"home": {"sources": {"item_knn": {}, "ease": {}}}}}
+    config = Config.model_validate({**asked, "train": {"neighbourhoods": {"ease": {"most": 1_000, "neighbours": 30}}}})
+    held = 0
+    for items, neighbours in ((ITEMS, 100), (1_000, 30)):
+        numbers = np.tile(np.arange(neighbours, dtype=np.uint32), items)
+        kept = Neighbourhood(
+            np.arange(1, items + 1, dtype=np.uint64), np.arange(items + 1) * neighbours, numbers,
+            np.ones(len(numbers), np.float32),
+        )  # fmt: skip
+        held += sum(array.nbytes for array in kept.arrays().values())
+    assert footprint(config, SHAPE).parts["serving.neighbours"] == pytest.approx(held, abs=16)
+    assert footprint(CONFIG, SHAPE).parts["serving.neighbours"] == 0

@@ -24,7 +24,7 @@ SOURCES = ("item_knn", "ease")
 
 
 def config_of(*sources: str) -> Config:
-    asking = CanvasConfig(limit=40, sources={name: SourceConfig(limit=20) for name in (*sources, "popular")})
+    asking = CanvasConfig(limit=60, sources={name: SourceConfig(limit=20) for name in (*sources, "popular")})
     return Config(
         entities=CONFIG.entities, features=CONFIG.features, canvases={"home": asking, "similar": asking},
         model=CONFIG.model,

@@ -23,7 +23,7 @@ class EaseConfig(Section):
 
     neighbours: int = Field(default=100, ge=1, le=1_000)
     """Kept of each item, the strongest, also those that speak against one."""
-    l2: float = Field(default=300.0, gt=0)
+    l2: float = Field(default=300.0, ge=0.01)
     """The more, the less counts what few users share."""
     most: int = Field(default=5_000, ge=1, le=20_000)
     """Items that have weights, those of most users: the trainer takes 12 bytes for each pair of them, 0.3 GB for 5,000
@@ -31,8 +31,7 @@ class EaseConfig(Section):
 
 
 class NeighbourhoodConfig(Section):
-    """Weights between items, computed by `mainstem train` for the sources `item_knn` and `ease`, each where a canvas
-    names it (see the-model.md)."""
+    """Weights between items, for the sources `item_knn` and `ease` where a canvas names them (see the-model.md)."""
 
     item_knn: ItemKnnConfig = ItemKnnConfig()
     ease: EaseConfig = EaseConfig()

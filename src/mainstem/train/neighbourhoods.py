@@ -1,6 +1,6 @@
 """Weights between items for the sources that read such: made where a canvas asks, kept beside snapshots, loaded.
 
-How they are computed `item_weights` says. It is loaded on use: who asks for no such source needs no scipy in memory.
+How they are computed `item_weights` says. It is loaded on use: a server never needs it, nor its scipy.
 """
 
 from __future__ import annotations

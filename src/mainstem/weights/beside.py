@@ -9,14 +9,14 @@ A snapshot names in its extras those that it needs. They are written before the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from mainstem.schema.errors import StoreError
 from mainstem.weights import arrays
-from mainstem.weights.files import TEMPORARY, Files, FileSum, summed
+from mainstem.weights.files import TEMPORARY, Files, FileSum, Part, summed
 from mainstem.weights.manifests import line_folder
 from mainstem.weights.table import Arrays
 
@@ -44,14 +44,7 @@ class Beside:
     def put(self, line: str, contents: Arrays) -> FileSum:
         """Write one, durable on return, unless the line has it. Raises StoreError where it cannot be written."""
         found = summed(arrays.encode(contents))
-        name = self._name(line, found.sha256)
-        try:
-            if not self.files.exists(name):
-                self.files.put(name, arrays.encode(contents))
-        except FileExistsError:  # written by another at this moment: it is the same
-            return found
-        except OSError as error:
-            raise StoreError(f"{self.folder} of {line!r} cannot be written: {error.strerror or error}") from error
+        self._write(line, found.sha256, arrays.encode(contents))
         return found
 
     def load(self, line: str, named: Named) -> dict[str, NDArray[Any]]:
@@ -61,13 +54,7 @@ class Beside:
 
     def copy(self, line: str, named: Named, to: str) -> None:
         """Let the line `to` have it too, checked on the way. Raises StoreError as `load` and `put` do."""
-        data = self._bytes(line, named)
-        try:
-            self.files.put(self._name(to, named.sha256), [data])
-        except FileExistsError:
-            return
-        except OSError as error:
-            raise StoreError(f"{self.folder} of {to!r} cannot be written: {error.strerror or error}") from error
+        self._write(to, named.sha256, [self._bytes(line, named)])
 
     def drop(self, line: str, named: Collection[str]) -> None:
         """Delete all but those of these SHA-256, and what killed writers left."""
@@ -77,6 +64,20 @@ class Beside:
         old = [match[0] for match in matches if match and match[1] not in named]
         left = [name for name in names if name.startswith(TEMPORARY)]
         self.files.delete(*(f"{folder}/{name}" for name in (*old, *left)))
+
+    def _write(self, line: str, sha256: str, parts: Iterable[Part]) -> None:
+        name = self._name(line, sha256)
+        try:
+            if self.files.exists(name):
+                return
+            try:
+                self.files.put(name, parts)
+            except FileExistsError:
+                if not self.files.exists(name):  # something else is in the way
+                    raise
+                # written by another at this moment: it is the same
+        except OSError as error:
+            raise StoreError(f"{self.folder} of {line!r} cannot be written: {error.strerror or error}") from error
 
     def _bytes(self, line: str, named: Named) -> bytearray:
         shown = self._shown(named)
