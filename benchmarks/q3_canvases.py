@@ -8,13 +8,16 @@ Every user's last action is the test, the one before it validation, the rest is 
     next      given user and history
     related   given only the item that the user took before
 
-`one`: one model, learned from the examples of all three. `search alone`, `next alone`, `related alone`: a model of the
-same configuration that knows the one canvas, and sees as many examples of it as `one` did. So all three together see
-what `one` saw; their seconds are added up. Epochs were chosen on validation for `next`, and are the same for all.
-`--weights` changes what canvases count in `one` (`canvases.X.weight`).
+`one`: one model, learned from the examples of all three. `search alone`, `next alone`, `related alone`: a model that
+knows the one canvas, and sees as many examples of it as `one` did. So all three together see what `one` saw; their
+seconds are added up. All read histories with the same encoder (`MODEL`). `one` encodes a history once for all canvases,
+where three models do it three times, and is wider for that (`ONE`): as many examples in about the same time, with two
+thirds of the three models' parameters. `--one '{}'` gives it the width of each of the three. Epochs were chosen on
+validation, and are the same for all. `--weights` changes what canvases count in `one` (`canvases.X.weight`).
 The goal: on every canvas within one standard error of the paired difference over seeds, or better.
 
-    python benchmarks/q3_canvases.py [--seeds 3] [--epochs 3] [--valid] [--users 0.2] [--model JSON] [--weights JSON]
+    python benchmarks/q3_canvases.py [--seeds 3] [--epochs 8] [--valid] [--users 0.2] [--model JSON] [--one JSON]
+        [--weights JSON]
 """
 
 from __future__ import annotations
@@ -44,7 +47,12 @@ from mainstem.train.threads import torch_threads
 
 CANVASES = {"search": "query", "next": "events", "related": "previous"}
 AT = 10
-EPOCHS = 3
+EPOCHS = 8
+MODEL: dict[str, Any] = {
+    "history": {"encoder": "transformer", "windows": "sliding", "dropout": 0.2},
+    "families": {"user": {"admit_after": 255}},
+}
+ONE: dict[str, Any] = {"dim": 128}
 
 
 def load(share: float = 1.0) -> Actions:
@@ -104,14 +112,17 @@ def score(shop: Actions, trainer: RetrievalTrainer, canvas: str, split: Split) -
 
 
 def arms(
-    shop: Actions, epochs: int, seed: int, model: dict[str, Any], weights: dict[str, float] | None = None
+    shop: Actions, epochs: int, seed: int, model: dict[str, Any], one: dict[str, Any], weights: dict[str, float]
 ) -> dict[str, Any]:
-    """Test scores of users by canvas, of `one` and of each canvas' own model; and the seconds that each took."""
+    """Test scores of users by canvas, of `one` and of each canvas' own model; and the seconds that each took.
+
+    model: changes to the configuration's; one: to that of `one` besides.
+    """
     out: dict[str, Any] = {"scores": {}, "seconds": {}}
     for name, canvases in {"one": CANVASES, **{f"{c} alone": {c: how} for c, how in CANVASES.items()}}.items():
         began = time.monotonic()
-        counts = weights if name == "one" else None
-        trainer = train(shop, configure(canvases, epochs, seed, counts, **model))
+        counts, changes = (weights, {**model, **one}) if name == "one" else (None, model)
+        trainer = train(shop, configure(canvases, epochs, seed, counts, **changes))
         out["seconds"][name] = round(time.monotonic() - began, 1)
         out["scores"][name] = {canvas: score(shop, trainer, canvas, "test") for canvas in canvases}
         for canvas, found in out["scores"][name].items():
@@ -119,9 +130,7 @@ def arms(
     return out
 
 
-def report(
-    bench: Bench, seeds: list[dict[str, Any]], epochs: int, model: dict[str, Any], weights: dict[str, float], keep: bool
-) -> None:
+def report(bench: Bench, seeds: list[dict[str, Any]], keep: bool, **settings: Any) -> None:
     good = 0
     for canvas in CANVASES:
         for metric in ("ndcg", "hr"):
@@ -140,9 +149,13 @@ def report(
             good += metric == "ndcg" and gain >= -error
     seconds = {name: [seed["seconds"][name] for seed in seeds] for name in seeds[0]["seconds"]}
     bench.report(
-        ours=good, peer=None, peer_name="a model for each canvas", keep=keep, seconds_of=seconds, epochs=epochs,
-        model=model, weights=weights,
+        ours=good, peer=None, peer_name="a model for each canvas", keep=keep, seconds_of=seconds, **settings,
     )  # fmt: skip
+
+
+def section(changes: dict[str, Any]) -> dict[str, Any]:
+    """The parts of the `model` section that are changed, whole and checked."""
+    return {name: getattr(ModelConfig.model_validate(changes), name) for name in changes}
 
 
 def main() -> None:
@@ -151,12 +164,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
     parser.add_argument("--valid", action="store_true", help="score validation after each epoch, and report nothing")
-    parser.add_argument("--model", default="{}", help="JSON of changes to `model`")
+    parser.add_argument("--model", default=json.dumps(MODEL), help="JSON of changes to `model`")
+    parser.add_argument("--one", default=json.dumps(ONE), help="JSON of further changes for `one`")
     parser.add_argument("--weights", default="{}", help='what canvases count, as {"search": 0.4}; 1 if not named')
     parser.add_argument("--alone", choices=list(CANVASES), help="with --valid: this canvas alone")
     args = parser.parse_args()
-    shop, changes, weights = load(args.users), json.loads(args.model), json.loads(args.weights)
-    model = {name: getattr(ModelConfig.model_validate(changes), name) for name in changes}
+    settings = {name: json.loads(getattr(args, name)) for name in ("model", "one", "weights")}
+    shop, weights = load(args.users), settings["weights"]
+    model, wider = (section(settings[name]) for name in ("model", "one"))
     with torch_threads(1):
         if args.valid:
             canvases = {args.alone: CANVASES[args.alone]} if args.alone else CANVASES
@@ -166,11 +181,12 @@ def main() -> None:
                 lines = (f"{c}: HR {s['hr'].mean():.4f} NDCG {s['ndcg'].mean():.4f}" for c, s in found.items())
                 say("    " + ", ".join(lines))
 
-            train(shop, configure(canvases, args.epochs, weights=weights, **model), each)
+            changes = model if args.alone else {**model, **wider}
+            train(shop, configure(canvases, args.epochs, weights=weights, **changes), each)
             return
         bench = Bench("q3_canvases", metric="canvases on which one model is not worse", goal=len(CANVASES))
-        found = [arms(shop, args.epochs, seed, model, weights) for seed in range(args.seeds)]
-    report(bench, found, args.epochs, changes, weights, keep=args.users == 1.0 and args.seeds >= 3)
+        found = [arms(shop, args.epochs, seed, model, wider, weights) for seed in range(args.seeds)]
+    report(bench, found, keep=args.users == 1.0 and args.seeds >= 3, epochs=args.epochs, **settings)
 
 
 if __name__ == "__main__":
