@@ -2,16 +2,17 @@
 
 The setting of q3_canvases, on the action before each user's last one (the last ones are the test and are not looked
 at). One model of all three canvases is trained without one part, or with another history encoder, and every canvas is
-scored after each epoch; the epoch with the best mean NDCG@10 over canvases counts. `gain` is against the whole model
-with the default encoder, paired by user.
+scored after each epoch; the epoch with the best mean NDCG@10 over canvases counts. `gain` is against the whole model,
+paired by user.
 
-    whole              as configured: histories pooled, words, every part
-    without words      `model.words: 0`: entities by id and category alone; a query says nothing then
-    without user rows  users have no row of their own (`families.user.admit_after` out of reach)
-    without history    histories of no event: the user's row speaks
+    whole            as q3_canvases has it, 64 wide: the transformer in sliding windows, words, no user rows
+    128 wide         as wide as the one model of q3_canvases
+    without words    `model.words: 0`: entities by id and category alone; a query says nothing then
+    with user rows   each user has a row of their own besides
+    without history  histories of no event: the user's row alone speaks
     other encoders and ways over the past by name
 
-    python benchmarks/q3_ablation.py [--seeds 1] [--only "whole" "transformer, sessions"] [--users 1.0]
+    python benchmarks/q3_ablation.py [--seeds 1] [--only "whole" "with user rows"] [--users 1.0]
 """
 
 from __future__ import annotations
@@ -26,11 +27,10 @@ from numpy.typing import NDArray
 
 from bench import Bench, say
 from mainstem.next_item import Actions
-from mainstem.schema.config import ModelConfig
 from mainstem.train import RetrievalTrainer
 from mainstem.train.interactions import Interactions, Positives
 from mainstem.train.threads import torch_threads
-from q3_canvases import CANVASES, configure, load, score, train
+from q3_canvases import CANVASES, EPOCHS, MODEL, ONE, configure, load, score, section, train
 
 METRIC = "ndcg"
 Scores = dict[str, NDArray[np.float64]]
@@ -38,28 +38,31 @@ Scores = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Changes to `model`, and how many epochs are looked at. past: whether histories have events."""
+    """Changes to `MODEL`, and how many epochs are looked at. past: whether histories have events."""
 
-    epochs: int = 5
     model: dict[str, Any] = field(default_factory=dict)
+    epochs: int = EPOCHS
     past: bool = True
 
 
-def encoder(name: str, windows: str = "sessions", epochs: int = 8, **more: Any) -> Variant:
-    return Variant(epochs, {"history": {"encoder": name, "windows": windows, "dropout": 0.2, **more}})
+def encoder(name: str, windows: str, epochs: int = EPOCHS) -> Variant:
+    return Variant({"history": {**MODEL["history"], "encoder": name, "windows": windows}}, epochs)
 
 
+USER_ROWS = {"families": {"user": {"admit_after": 1}}}
 VARIANTS = {
     "whole": Variant(),
-    "without words": Variant(model={"words": 0}),
-    "without user rows": Variant(model={"families": {"user": {"admit_after": 255}}}),
-    "without history": Variant(past=False),
+    "128 wide": Variant(ONE),
+    "without words": Variant({"words": 0}),
+    "with user rows": Variant(USER_ROWS),
+    "without history": Variant(USER_ROWS, past=False),
+    "pooling, sessions": encoder("pooling", "sessions"),
     "pooling, sliding windows": encoder("pooling", "sliding"),
     "transformer, sessions": encoder("transformer", "sessions"),
-    "transformer, last window": encoder("transformer", "last", 20),
-    "transformer, sliding windows": encoder("transformer", "sliding", 20),
-    "transformer, mixed windows": encoder("transformer", "mixed", 20),
-    "hstu, sliding windows": encoder("hstu", "sliding", 20),
+    # an epoch of these looks at less
+    "transformer, last window": encoder("transformer", "last", 2 * EPOCHS),
+    "transformer, mixed windows": encoder("transformer", "mixed", 2 * EPOCHS),
+    "hstu, sliding windows": encoder("hstu", "sliding"),
 }
 
 
@@ -76,7 +79,7 @@ def one(shop: Actions, variant: Variant, seed: int) -> dict[str, Any]:
     if not variant.past:
         fields = {name: getattr(shop.positives, name) for name in Positives.__dataclass_fields__}
         shop = replace(shop, positives=WithoutPast(**fields))
-    model = {name: getattr(ModelConfig.model_validate(variant.model), name) for name in variant.model}
+    model = section({**MODEL, **variant.model})
     began, scoring = time.monotonic(), 0.0
     best: dict[str, Any] = {}
 
