@@ -67,7 +67,8 @@ def _inverse(gram: NDArray[np.float64]) -> NDArray[np.float64]:
         inverse, failed = lapack.dpotri(factor, lower=1, overwrite_c=1)
     if failed:
         raise ValueError("l2 is too small against these interactions: their matrix cannot be inverted")
-    return inverse
+    found: NDArray[np.float64] = inverse
+    return found
 
 
 def _weights(inverse: NDArray[np.float64]) -> NDArray[np.float32]:
