@@ -42,9 +42,9 @@ class Beside:
         self.files, self.folder = files, folder
 
     def put(self, line: str, contents: Arrays) -> FileSum:
-        """Write one, durable on return, unless the line has it. Raises StoreError where it cannot be written."""
+        """Write one, durable on return, unless the line has it whole. Raises StoreError where it cannot be written."""
         found = summed(arrays.encode(contents))
-        self._write(line, found.sha256, arrays.encode(contents))
+        self._write(line, found, arrays.encode(contents))
         return found
 
     def load(self, line: str, named: Named) -> dict[str, NDArray[Any]]:
@@ -54,7 +54,7 @@ class Beside:
 
     def copy(self, line: str, named: Named, to: str) -> None:
         """Let the line `to` have it too, checked on the way. Raises StoreError as `load` and `put` do."""
-        self._write(to, named.sha256, [self._bytes(line, named)])
+        self._write(to, named, [self._bytes(line, named)])
 
     def drop(self, line: str, named: Collection[str]) -> None:
         """Delete all but those of these SHA-256, and what killed writers left."""
@@ -65,11 +65,13 @@ class Beside:
         left = [name for name in names if name.startswith(TEMPORARY)]
         self.files.delete(*(f"{folder}/{name}" for name in (*old, *left)))
 
-    def _write(self, line: str, sha256: str, parts: Iterable[Part]) -> None:
-        name = self._name(line, sha256)
+    def _write(self, line: str, named: Named, parts: Iterable[Part]) -> None:
+        name = self._name(line, named.sha256)
         try:
             if self.files.exists(name):
-                return
+                if self.files.digest(name) == FileSum(named.sha256, named.bytes):
+                    return
+                self.files.delete(name)  # damaged: whoever trains again mends it
             try:
                 self.files.put(name, parts)
             except FileExistsError:
