@@ -59,7 +59,7 @@ def catalog_of() -> MemoryCatalog:
 
 
 def group(number: int) -> Examples:
-    """Three right candidates, then 21 others; two events of the past."""
+    """Three right candidates and 21 others, mixed; two events of the past."""
     rng = np.random.default_rng((7, number))
     flavour = int(rng.integers(FLAVOURS))
     of_each = ENTITIES // FLAVOURS
@@ -72,12 +72,13 @@ def group(number: int) -> Examples:
     wrong = np.concatenate([rng.choice(of_each, RIGHT, replace=False) * FLAVOURS + other for other in others])
     past = KEYS[some(np.array([rng.integers(FLAVOURS), flavour]))]
     time = T0 + 1_000 * number
+    mixed = rng.permutation(CANDIDATES)  # of equal scores the first would win
     canvas = np.tile(np.eye(2)[number % 2], (CANDIDATES, 1))
     return Examples(
         inputs=np.column_stack([rng.normal(size=CANDIDATES), canvas]).astype(np.float32),
-        labels=(np.arange(CANDIDATES) < RIGHT).astype(np.float32)[:, None],
+        labels=(mixed < RIGHT).astype(np.float32)[:, None],
         negative_rate=np.ones(CANDIDATES, np.float32), fresh=np.ones(CANDIDATES, np.bool_),
-        weight=np.ones(CANDIDATES, np.float32), keys=KEYS[np.concatenate([right, wrong])],
+        weight=np.ones(CANDIDATES, np.float32), keys=KEYS[np.concatenate([right, wrong])[mixed]],
         offsets=np.array([0, CANDIDATES]), time=np.array([time]), user=np.array([1], np.uint64),
         pasts=Pasts(past, np.array([0, 1], np.uint8), time - np.array([2_000, 1_000]), np.array([0, 2])),
     )  # fmt: skip
@@ -94,6 +95,6 @@ def learner_of(config: Config, train: TrainConfig) -> RankingLearner:
 
 
 def share_right(logits: Floats, examples: Examples) -> float:
-    """Share of the groups whose first candidate is a right one; an eighth by chance."""
-    first = logits[:, 0].reshape(len(examples), CANDIDATES).argmax(axis=1)
-    return float((first < RIGHT).mean())
+    """Share of the groups whose best candidate by score is a right one; an eighth by chance."""
+    best = logits[:, 0].reshape(len(examples), CANDIDATES).argmax(axis=1)
+    return float(examples.labels.reshape(len(examples), CANDIDATES)[np.arange(len(examples)), best].mean())

@@ -198,7 +198,8 @@ def test_groups_and_concat_are_inverse() -> None:
     order = np.array([4, 0, 4])
     want, got = Slates.of(examples.groups(order), [BUY]), tensors.groups(torch.from_numpy(order))
     assert want.meetings is None is got.meetings
-    for name in [name for name in Slates.__slots__ if name != "meetings"]:
+    assert want.crossings is None is got.crossings
+    for name in [name for name in Slates.__slots__ if name not in ("meetings", "crossings")]:
         assert torch.equal(getattr(want, name), getattr(got, name)), name
     assert examples.segment().tolist() == np.repeat(np.arange(7), np.diff(examples.offsets)).tolist()
 

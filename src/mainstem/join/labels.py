@@ -67,10 +67,10 @@ def labels_of(head: HeadConfig, window: EventBatch, keys: Keys) -> NDArray[np.fl
     answers = window.take(window.where([head.event]))
     if head.type == "binary":
         taken = np.isin(keys, answers.entity)
-        label = taken.astype(np.float32)
+        counted = taken.astype(np.float32)
         if head.each_next != 1.0:
-            label[taken] = shares(head, _first(answers, keys[taken]))
-        return label
+            counted[taken] = shares(head, _first(answers, keys[taken]))
+        return counted
     unanswered = np.full(len(keys), head.unanswered, np.float32)
     if not len(answers):
         return unanswered

@@ -36,8 +36,7 @@ class HeadConfig(Section):
     """Of a `weighted_logistic` head: a typical value of its events, which counts as 1 in the loss."""
 
     each_next: float = Field(default=1.0, ge=0.5, le=2.0, repr=False)
-    """Of a `binary` head: how much what is taken next in a visit counts against what was taken before it. Below 1 what
-    came first counts most, above 1 what came last."""
+    """Of a `binary` head: what a positive counts against the one before it in a visit; below 1 the first count most."""
 
     @field_validator("levels")
     @classmethod
