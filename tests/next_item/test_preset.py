@@ -15,7 +15,8 @@ SHOP = Config.model_validate(
 
 def test_the_preset_holds_whatever_the_data_say() -> None:
     made = configured(SHOP, seed=3)
-    assert made.model.dim == PRESET["model"]["dim"], "a set's own sizes are no part of it"
+    assert SHOP.model.dim != configured(Config()).model.dim, "canary: the set has another size"
+    assert made.model == configured(Config()).model, "a set's own sizes are no part of it"
     assert made.train.patience == PRESET["train"]["patience"]
     assert made.model.history.encoder == PRESET["model"]["history"]["encoder"]
     assert made.train.seed == 3

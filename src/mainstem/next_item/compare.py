@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mainstem import __version__
 from mainstem.evaluate.comparison import SHOWN, Comparison
@@ -134,7 +136,10 @@ def identity(actions: Actions, config: Config, asked: Asked) -> str:
     attributes = [name for kind in config.entities.values() for name in kind.attributes]
     codes = [catalog.codes(name, catalog.rows(entities)) for name in attributes]
     digest = hashlib.sha256()
-    for array in (data.item, data.offsets, entities, actions.positives.time, actions.positives.note, *codes):
+    arrays: list[NDArray[Any]] = [
+        data.item, data.offsets, entities, actions.positives.time, actions.positives.note, *codes,
+    ]  # fmt: skip
+    for array in arrays:
         digest.update(array.tobytes())
     for key in entities.tolist():
         digest.update(catalog.text(key).encode())

@@ -185,7 +185,7 @@ def _items(path: Path) -> tuple[list[Entity], dict[str, str]]:
             raise DatasetError(f"{path.name}: row {row + 1}: {key}: {error}") from error
         if entity is None:
             continue
-        attributes = {
+        attributes: dict[str, Attribute | None] = {
             name: value for column, name in rest.items()
             if (value := _attribute(columns[column][row], kinds[name])) is not None
         }  # fmt: skip
