@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -96,17 +97,19 @@ class Comparison:
 
     # ---- for people ----------------------------------------------------------------------------------
 
-    def tables(self) -> list[Table]:
-        """For the terminal: metrics by recommender, the best of each bold; what they take; a metric by segment."""
+    def tables(self) -> list[RenderableType]:
+        """For the terminal: metrics by recommender, the best of each bold; what they take; a metric by segment; what
+        was asked."""
         metrics = {name: self.figures(name) for name in self.outcomes}
         beyond = {name: self.beyond(name) for name in self.outcomes}
-        left_out = "".join(f"\n{name}: not run. {why}" for name, why in self.left_out.items())
-        return [_by_name(metrics, self.protocol), _by_name(beyond, f"Beyond metrics{left_out}"), self._by_segment()]
+        told = [f"{name}: not run. {why}" for name, why in self.left_out.items()]
+        # Text, for a name of an extra looks like rich's markup
+        return [_by_name(metrics), _by_name(beyond), self._by_segment(), Text("\n".join([*told, self.protocol]))]
 
     def _by_segment(self) -> Table:
         metric = f"ndcg@{self.ks[0]}"
-        table = Table(box=box.SIMPLE_HEAD, caption=f"{metric} by segment", caption_justify="left", pad_edge=False)
-        table.add_column("")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column(f"{metric} by segment")
         table.add_column("users", justify="right")
         for name in self.outcomes:
             table.add_column(name, justify="right")
@@ -158,9 +161,9 @@ def _round(value: float) -> float:
     return round(value, _DIGITS)
 
 
-def _by_name(told: Mapping[str, Mapping[str, Any]], caption: str) -> Table:
+def _by_name(told: Mapping[str, Mapping[str, Any]]) -> Table:
     """Recommenders by row, what is told of them by column."""
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     metrics = list(next(iter(told.values())))
     for metric in metrics:
