@@ -58,7 +58,7 @@ K = Annotated[
 Seeds = Annotated[int, _next("trainings of all that draws numbers: mean and spread")]
 Only = Annotated[list[str] | None, _next("recommenders by name, e.g. --only mainstem; repeatable, all by default")]
 Refit = Annotated[
-    bool, _next("for the test: train anew with validation added, for as many epochs as were best without it")
+    bool, _next("for the test: train anew with validation added, by the epochs that brought something without it")
 ]
 MinCount = Annotated[
     int | None, _next("leave out items with fewer actions; by default as is usual for the set, else 1")
