@@ -49,7 +49,7 @@ def encoder(name: str, windows: str, epochs: int = EPOCHS) -> Variant:
     return Variant({"history": {**MODEL["history"], "encoder": name, "windows": windows}}, epochs)
 
 
-USER_ROWS = {"families": {"user": {"admit_after": 1}}}
+USER_ROWS = {"user_rows": True}
 VARIANTS = {
     "whole": Variant(),
     "128 wide": Variant(ONE),

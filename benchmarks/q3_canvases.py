@@ -50,7 +50,7 @@ AT = 10
 EPOCHS = 8
 MODEL: dict[str, Any] = {
     "history": {"encoder": "transformer", "windows": "sliding", "dropout": 0.2},
-    "families": {"user": {"admit_after": 255}},
+    "user_rows": False,
 }
 ONE: dict[str, Any] = {"dim": 128}
 

@@ -139,7 +139,7 @@ def _serving(config: Config, shape: Shape, described: int) -> dict[str, float]:
     content = any("content" in names for names in sources)
     ring, windows = Ring(config).dtype.itemsize, len(config.features.popularity_windows)
     return {
-        "serving.users": shape.users * rows,
+        "serving.users": shape.users * rows if config.model.user_rows else 0.0,
         "serving.rows": (described + shape.values) * rows,
         "serving.vectors": _index(described, config.model.dim),
         "serving.content": _index(described, CONTENT_DIM) if content else 0.0,
@@ -160,7 +160,7 @@ def _trainer(config: Config, shape: Shape, described: int) -> dict[str, float]:
     rows, users, items = _rows(config, shape, described), shape.users, shape.items
     held = min(shape.events, config.history_length() + shape.session)
     return {
-        "trainer.users": users * rows,
+        "trainer.users": users * rows if config.model.user_rows else 0.0,
         "trainer.rows": (described + shape.values) * rows,
         # a third of the last block of each user is empty, in the mean
         "trainer.histories": users * (USER.itemsize + BLOCK * (held + 1) / SIZE) + _key_rows(users),
@@ -175,7 +175,7 @@ def _trainer(config: Config, shape: Shape, described: int) -> dict[str, float]:
 def _rows(config: Config, shape: Shape, described: int) -> float:
     """Bytes of one row of the embedding table."""
     width = max(family.optimizer.state_width(config.model.dim) for family in families_of(config.model))
-    count = shape.users + described + shape.values
+    count = (shape.users if config.model.user_rows else 0) + described + shape.values
     return predicted_bytes(count, config.model.dim, width) / max(count, 1)
 
 

@@ -123,7 +123,10 @@ class LiveModels:
             except RuntimeError as error:  # torch says so for every shape and name that does not fit
                 raise Incompatible(f"the dense part of delta {delta.sequence} does not fit: {error}") from error
             network.eval()
-        towers = Towers(module, old.table, self.catalog, old.attributes, old.canvases, old.words, old.texts)
+        towers = Towers(
+            module, old.table, self.catalog, old.attributes, old.canvases, old.words, old.texts,
+            user_rows=old.user_rows,
+        )  # fmt: skip
         before = model.answers
         answers = model_of(towers, self.config, self.store.kinds, before.inputs, delta.dense_version, self.catalog)
         answers = replace(
@@ -160,6 +163,7 @@ def fingerprint(config: Config, store: FeatureStore) -> str:
         head.model_dump(include={"levels", "unit", "each_next"}, exclude_defaults=True)
         for head in config.heads.values()
     ]
+    chosen += ["no user rows"] if not model.user_rows else []
     chosen += [model.ranking.wide.crosses] if model.ranking.wide.crosses else []
     if any(chosen):  # left out at the defaults: snapshots from before there was a choice stay good
         definition += f" {chosen!r}"

@@ -100,6 +100,15 @@ def test_bounds_of_the_configuration_bound_it() -> None:
     )
 
 
+def test_users_take_no_rows_where_they_have_none() -> None:
+    without = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"user_rows": False})})
+    less, parts = footprint(without, SHAPE).parts, footprint(CONFIG, SHAPE).parts
+    changed = {name for name in parts if less[name] != parts[name]}
+    assert {"serving.users", "trainer.users"} <= changed
+    assert less["serving.users"] == less["trainer.users"] == 0 < parts["serving.users"]
+    assert less["trainer.histories"] == parts["trainer.histories"]
+
+
 def test_a_world_without_anything_takes_nothing() -> None:
     assert footprint(CONFIG, Shape(users=0, items=0, events=0, distinct=0)).total == 0
 

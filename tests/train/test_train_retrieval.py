@@ -113,6 +113,21 @@ def test_training_and_serving_make_the_same_vector(encoder: str) -> None:
         np.testing.assert_allclose(towers.request_vectors()(serving(data, row)), vector, atol=1e-5)
 
 
+@pytest.mark.parametrize("encoder", ["pooling", "transformer"])
+def test_without_user_rows_a_user_is_what_they_did(encoder: str) -> None:
+    model = with_history(encoder=encoder).model
+    config = CONFIG.model_copy(update={"model": model.model_copy(update={"user_rows": False})})
+    trainer, with_rows = trained(purchases(days=10), 1, config), trained(purchases(days=10), 1)
+    assert (trainer.towers.table.counts()["user"], trainer.towers.table.counts()["entity"]) == (0, ITEMS)
+    assert with_rows.towers.table.counts()["user"] > 0  # canary
+    asked = serving(trainer.positives, len(trainer.positives) - 1)
+    stranger = dataclasses.replace(asked, user=0)
+    for vector_of in (trainer.towers.request_vector, trainer.towers.request_vectors()):
+        np.testing.assert_array_equal(vector_of(asked), vector_of(stranger))
+    batch = trainer.positives.batch(np.array([len(trainer.positives) - 1]))
+    np.testing.assert_allclose(trainer.towers.vectors_before(batch)[0], vector_of(asked), atol=1e-5)
+
+
 def test_without_torch_the_vector_is_the_same_whatever_is_known(learned: RetrievalTrainer) -> None:
     towers = learned.towers
     with torch.no_grad():

@@ -61,6 +61,9 @@ class ModelConfig(Section):
     text: TextConfig = TextConfig()
     history: HistoryConfig = HistoryConfig()
     ranking: RankingConfig = RankingConfig()
+    user_rows: bool = True
+    """Whether users have a row of their own beside what they did: it remembers what a history has forgotten, and learns
+    by heart where there is little else."""
     families: dict[Literal["user", "entity", "attribute", "word"], FamilyConfig] = {
         "user": FamilyConfig(),
         "entity": FamilyConfig(),

@@ -66,7 +66,8 @@ def new_towers(config: Config, catalog: Catalog, kept: KeptTexts | None = None, 
         )
     )  # fmt: skip
     table = _towers_table(config, concurrent)
-    return Towers(module, table, catalog, config.categories(), canvases, Words(catalog, config.model.words), texts)
+    words, user_rows = Words(catalog, config.model.words), config.model.user_rows
+    return Towers(module, table, catalog, config.categories(), canvases, words, texts, user_rows=user_rows)
 
 
 def new_wide(config: Config, catalog: Catalog, inputs: Sequence[str], *, concurrent: bool = False) -> Wide | None:

@@ -120,15 +120,15 @@ class Request:
 
 class Towers:
     """`module` over `table`. `attributes` are the category attributes whose keys speak for an entity too, as its words
-    and its text do."""
+    and its text do. user_rows: whether users have rows (`model.user_rows`)."""
 
     def __init__(
         self, module: Unified, table: Table, catalog: Catalog, attributes: Sequence[str], canvases: Canvases,
-        words: Words, texts: Texts,
+        words: Words, texts: Texts, *, user_rows: bool = True,
     ) -> None:  # fmt: skip
         self.module, self.table, self.catalog = module, table, catalog
         self.attributes, self.canvases, self.words, self.texts = tuple(attributes), canvases, words, texts
-        self.lookup = Lookup(table)
+        self.user_rows, self.lookup = user_rows, Lookup(table)
 
     def forget(self, entities: Keys) -> None:
         """What these say of themselves has changed."""
@@ -141,6 +141,10 @@ class Towers:
         """Keys that speak for each entity: uint64 [n, 1 + attributes]; 0 where an attribute is absent."""
         rows = self.catalog.rows(entities)
         return np.column_stack([entities, *(self.catalog.codes(name, rows) for name in self.attributes)])
+
+    def _users(self, users: Keys) -> Keys:
+        """The keys of their rows: uint64 [n]; 0 for none."""
+        return users if self.user_rows else np.zeros_like(users)
 
     def categories(self, entities: Keys) -> Keys:
         """The category of each entity, as a key: uint64 [n]; 0 where it has none."""
@@ -165,7 +169,7 @@ class Towers:
         layout = Layout(len(entities), source, event, offsets, weights, made.texts, query, asked)
         roles = {
             "made of": keys,
-            "user": np.where(requests.personal, batch.user[requests.positive], 0).astype(np.uint64),
+            "user": self._users(np.where(requests.personal, batch.user[requests.positive], 0).astype(np.uint64)),
             "category": requests.category,
             "query": words,
             "setting": requests.setting.ravel(),
@@ -175,7 +179,7 @@ class Towers:
         # a sight of a user is a positive of theirs, however many requests it answers
         roles |= {
             "taken": batch.entity, "taken attribute": self.entity_keys(batch.entity)[:, 1:].ravel(),
-            "taken word": self.words.of(batch.entity)[0], "taken user": batch.user,
+            "taken word": self.words.of(batch.entity)[0], "taken user": self._users(batch.user),
             "taken setting": setting_keys(batch.setting, batch.settings).ravel(),
         }  # fmt: skip
         return self.lookup.gather(roles, families=SEEN, time=int(batch.time.max()), create=SEEN.keys()), layout
@@ -209,7 +213,7 @@ class Towers:
         told = torch.from_numpy(np.where(requests.personal, batch.state[requests.positive], -1))
         query, has_query = self._queries(gathered, layout)
         fields, has_field = self._fields(gathered, requests.category, requests.setting)
-        user = torch.from_numpy(requests.personal & (batch.user[requests.positive] != 0))
+        user = torch.from_numpy(requests.personal & (self._users(batch.user)[requests.positive] != 0))
         asked = Asked(
             canvas=torch.from_numpy(requests.canvas),
             user=gathered.take("user"), knows_user=user,
@@ -285,7 +289,9 @@ class Towers:
             distinct, event = np.unique(past.entity, return_inverse=True)
             entities = np.concatenate([distinct, sources])
             keys, (words, offsets) = self.entity_keys(entities), self.words.of(entities)
-            own = np.array([request.user, request.category, *request.setting.tolist()], np.uint64)
+            own = np.array(
+                [request.user if self.user_rows else 0, request.category, *request.setting.tolist()], np.uint64
+            )
             rows = self.table.read(np.concatenate([own, query, keys.ravel(), words]))
             sizes = [len(own), len(query), keys.size]
             first, asked, fixed, spelled = np.split(rows, np.cumsum(sizes))
@@ -317,10 +323,10 @@ class Towers:
             return np.zeros(self.table.dim, np.float32)
         made, (source, event) = self._distinct(request.sources, request.sequences.entity, encode=False)
         keys, offsets, weights = made.summed()
-        words = np.array([0, len(request.query)])
+        words, users = np.array([0, len(request.query)]), self._users(np.array([request.user], np.uint64))
         layout = Layout(0, source, event, offsets, weights, made.texts, words, request.asked[None])
         roles = {
-            "made of": keys, "user": np.array([request.user], np.uint64),
+            "made of": keys, "user": users,
             "category": np.array([request.category], np.uint64), "query": request.query, "setting": request.setting,
         }  # fmt: skip
         gathered = self.lookup.gather(roles, create=False, gradient=False)
@@ -331,7 +337,7 @@ class Towers:
         fields, has_field = self._fields(gathered, np.array([request.category], np.uint64), request.setting[None])
         asked = Asked(
             canvas=torch.tensor([request.canvas]),
-            user=gathered.take("user"), knows_user=torch.tensor([request.user != 0]),
+            user=gathered.take("user"), knows_user=torch.from_numpy(users != 0),
             history=self.module.at(states, torch.tensor([len(states) - 1])),
             sources=sources.sum(dim=0, keepdim=True) / max(len(sources), 1),
             has_sources=torch.tensor([len(sources) > 0]),
