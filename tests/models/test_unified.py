@@ -127,6 +127,34 @@ def test_vectors_are_unit_and_requests_do_not_mix() -> None:
     torch.testing.assert_close(model.entity(body).norm(dim=-1), torch.ones(3))
 
 
+def plain_request(model: Unified, some: Asked) -> Tensor:
+    """All parts side by side through the whole network: the oracle."""
+    values = torch.stack((some.user, model.history(some.history), some.sources, some.query), dim=1)
+    values = torch.cat((values, some.fields), dim=1)
+    known = torch.stack((some.knows_user, torch.ones_like(some.knows_user), some.has_sources, some.has_query), dim=1)
+    values = torch.where(torch.cat((known, some.has_field), dim=1)[..., None], values, model.sentinels)
+    summed = (model.mix[some.canvas][..., None] * values).sum(dim=1)
+    everything = torch.cat((values.flatten(1), model.canvas(some.canvas)), dim=1)
+    return nn.functional.normalize(summed + model.request_correction(everything), dim=-1)
+
+
+@pytest.mark.parametrize("lacking", [(), ("knows_user", "has_query"), ("has_sources", "has_field")])
+def test_part_by_part_is_all_at_once_and_so_is_its_gradient(lacking: tuple[str, ...]) -> None:
+    model = shaken().double()
+    some = requests(model, 6)
+    doubles = {name: getattr(some, name).double() for name in ("user", "history", "sources", "fields", "query")}
+    some = dataclasses.replace(some, **doubles, **{name: torch.zeros_like(getattr(some, name)) for name in lacking})
+    toward = torch.randn(6, DIM, dtype=torch.float64)
+    found = [
+        (vector, torch.autograd.grad((vector * toward).sum(), list(model.parameters()), allow_unused=True))
+        for vector in (model.request(some), plain_request(model, some))
+    ]
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for ours, plain in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(ours, plain)
+    assert sum(gradient is not None for gradient in found[0][1]) >= 6  # canary: there was something to compare
+
+
 @pytest.mark.parametrize("value", ["user", "sources", "fields", "query"])
 def test_what_a_request_lacks_is_not_read(value: str) -> None:
     model, some = shaken(), requests(model_of(), 6)

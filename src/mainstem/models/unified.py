@@ -145,17 +145,33 @@ class Unified(nn.Module):
     # ---- requests ------------------------------------------------------------------------------------
 
     def request(self, asked: Asked) -> Tensor:
-        """Unit vectors [b, dim] of requests: what queries the index."""
-        values = torch.stack((asked.user, self.history(asked.history), asked.sources, asked.query), dim=1)
-        values = torch.cat((values, asked.fields), dim=1)  # [b, parts, dim]
-        known = torch.stack(
-            (asked.knows_user, torch.ones_like(asked.knows_user), asked.has_sources, asked.has_query), dim=1
-        )
-        known = torch.cat((known, asked.has_field), dim=1)
-        values = torch.where(known[..., None], values, self.sentinels)
-        summed = (self.mix[asked.canvas][..., None] * values).sum(dim=1)
-        everything = torch.cat((values.flatten(1), self.canvas(asked.canvas)), dim=1)
-        return functional.normalize(summed + self.request_correction(everything), dim=-1)
+        """Unit vectors [b, dim] of requests: what queries the index.
+
+        The network's first layer is applied to each part by itself, and once for all where no request has it: most
+        batches ask on few canvases, which know few parts.
+        """
+        first, *rest = self.request_correction
+        *of_parts, of_canvas = first.weight.split(self.config.dim, dim=1)
+        mix = self.mix[asked.canvas]
+        hidden = functional.linear(self.canvas(asked.canvas), of_canvas, first.bias)
+        summed = torch.zeros_like(asked.user)
+        for place, (value, known) in enumerate(self._parts(asked)):
+            sentinel = self.sentinels[place]
+            part = torch.where(known[:, None], value, sentinel) if bool(known.any()) else sentinel
+            summed = summed + mix[:, place, None] * part
+            hidden = hidden + functional.linear(part, of_parts[place])
+        for layer in rest:
+            hidden = layer(hidden)
+        return functional.normalize(summed + hidden, dim=-1)
+
+    def _parts(self, asked: Asked) -> list[tuple[Tensor, Tensor]]:
+        """Of each part the values [b, dim], and which requests have it, bool [b]: in the order of `PARTS`, then the
+        fields."""
+        fields = zip(asked.fields.unbind(dim=1), asked.has_field.unbind(dim=1), strict=True)
+        return [
+            (asked.user, asked.knows_user), (self.history(asked.history), torch.ones_like(asked.knows_user)),
+            (asked.sources, asked.has_sources), (asked.query, asked.has_query), *fields,
+        ]  # fmt: skip
 
     def states(self, histories: Histories) -> Tensor:
         """The encoder's states [t, width], one per event."""
