@@ -11,7 +11,7 @@ Recommendations".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import assert_never
+from typing import assert_never, cast
 
 import torch
 from torch import Tensor, nn
@@ -150,8 +150,8 @@ class Unified(nn.Module):
         The network's first layer is applied to each part by itself, and once for all where no request has it: most
         batches ask on few canvases, which know few parts.
         """
-        first, *rest = self.request_correction
-        *of_parts, of_canvas = first.weight.split(self.config.dim, dim=1)
+        first = cast(nn.Linear, self.request_correction[0])
+        *of_parts, of_canvas = torch.split(first.weight, self.config.dim, dim=1)
         mix = self.mix[asked.canvas]
         hidden = functional.linear(self.canvas(asked.canvas), of_canvas, first.bias)
         summed = torch.zeros_like(asked.user)
@@ -160,9 +160,7 @@ class Unified(nn.Module):
             part = torch.where(known[:, None], value, sentinel) if bool(known.any()) else sentinel
             summed = summed + mix[:, place, None] * part
             hidden = hidden + functional.linear(part, of_parts[place])
-        for layer in rest:
-            hidden = layer(hidden)
-        return functional.normalize(summed + hidden, dim=-1)
+        return functional.normalize(summed + self.request_correction[1:](hidden), dim=-1)
 
     def _parts(self, asked: Asked) -> list[tuple[Tensor, Tensor]]:
         """Of each part the values [b, dim], and which requests have it, bool [b]: in the order of `PARTS`, then the
