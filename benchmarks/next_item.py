@@ -136,7 +136,9 @@ def main() -> None:
         found = replace(found, outcomes={**found.outcomes, SASREC: foreign(args.rectools_python, actions, asked)})
     Console(stderr=True, width=160).print(*found.tables())
     whole = args.users == 1.0 and args.seeds >= 3 and args.only == list(SYSTEMS) and args.config is None
-    command = f"python benchmarks/next_item.py {args.dataset} --seeds {args.seeds}{' --refit' if args.refit else ''}"
+    bound = f" --minutes {args.minutes:g}" if args.minutes < math.inf else ""
+    refit = " --refit" if args.refit else ""
+    command = f"python benchmarks/next_item.py {args.dataset} --seeds {args.seeds}{refit}{bound}"
     report(args.dataset, found, command, time.monotonic() - began, keep=whole)
 
 
