@@ -100,7 +100,7 @@ def test_both_learn_the_checkerboard() -> None:
     taken, right = checkerboard()
     sparse = csr_matrix(taken, dtype=np.float32)
     assert share_right(taken @ ease(sparse, l2=20.0), taken, right) > 0.99
-    assert share_right((sparse @ item_knn(sparse, shrink=1.0, neighbours=15)).toarray(), taken, right) == 1.0
+    assert share_right((sparse @ item_knn(sparse, shrink=1.0, neighbours=15)).toarray(), taken, right) > 0.99
     popular = np.tile(taken.sum(axis=0), (len(taken), 1))
     assert share_right(popular, taken, right) < 0.7  # canary
 
