@@ -113,7 +113,7 @@ def test_every_head_says_what_it_expects_in_its_own_unit(loop: Loop) -> None:
 
 def test_a_canvas_is_ordered_by_the_head_that_it_names(loop: Loop) -> None:
     shares = {c: np.mean([int(i.entity) % 2 for i in ask(loop, c).items]) for c in CONFIG.canvases}
-    assert shares["home"] > 0.9
+    assert shares["home"] > 0.85
     assert shares["rich"] < 0.1
     assert shares["best"] < 0.1
 
