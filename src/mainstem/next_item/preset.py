@@ -19,7 +19,7 @@ PRESET: dict[str, Any] = {
         "dim": 128,
         # The order is what says most, and a history is read whole, a window at a time.
         "history": {"encoder": "transformer", "length": 200, "windows": "sliding", "dropout": 0.2},
-        # Users are what they did: a row of their own learns their last action by heart and says little of the next.
+        # Users are what they did, in order.
         "user_rows": False,
     },
     "train": {

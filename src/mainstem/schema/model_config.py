@@ -62,8 +62,8 @@ class ModelConfig(Section):
     history: HistoryConfig = HistoryConfig()
     ranking: RankingConfig = RankingConfig()
     user_rows: bool = True
-    """Whether users have a row of their own beside what they did: it remembers what a history has forgotten, and learns
-    by heart where there is little else."""
+    """Whether users have a row of their own beside what they did: it can hold what a history has forgotten, and takes
+    memory."""
     families: dict[Literal["user", "entity", "attribute", "word"], FamilyConfig] = {
         "user": FamilyConfig(),
         "entity": FamilyConfig(),
