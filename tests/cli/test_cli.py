@@ -12,29 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mainstem import cli
-
 Run = Callable[..., tuple[int, str, str]]
 AT = "2020-01-01T00:00:00Z"
 HEAD = "user,time,kind,entity\n"
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """`mainstem *words` in a folder of its own -> (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-
-    def command(*words: str) -> tuple[int, str, str]:
-        try:
-            cli.main(words)
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return command
 
 
 @pytest.mark.parametrize("name", ["[/foo].csv", "[bold]x.csv", "[red", "a\\[b].csv", "long " * 40 + ".csv"])

@@ -11,29 +11,8 @@ import pytest
 import yaml
 from cycle import CHANGES, cycle_csv
 
-from mainstem import cli
-
 Run = Callable[..., tuple[int, str, str]]
 ASK = ("evaluate", "--protocol", "next-item")
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """`mainstem *words` in a folder of its own -> (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def command(*words: str) -> tuple[int, str, str]:
-        try:
-            cli.main(words)
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return command
 
 
 def test_a_table_of_recommenders(run: Run, tmp_path: Path) -> None:
@@ -50,7 +29,7 @@ def test_a_table_of_recommenders(run: Run, tmp_path: Path) -> None:
     assert "<svg" in Path("found.html").read_text()
     status, out, err = run(*words, "--resume", "kept", "--json", "--k", "1")
     told = json.loads(out)
-    assert "goes on after epoch" in err
+    assert "was over after epoch" in err
     assert "epoch 1, loss" not in err, "it was finished"
     assert list(told["systems"]) == ["mainstem", "popularity"]
     assert told["systems"]["mainstem"]["metrics"]["hr@1"]["mean"] > 0.9

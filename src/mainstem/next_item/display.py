@@ -23,7 +23,7 @@ class TrainingDisplay(Watch):
         self.judged = stage != "refit"
         self.done = len(run.epochs) * actions
         if run.epochs:
-            self.say(f"{self.stage}: goes on after epoch {len(run.epochs)}")
+            self.say(f"{self.stage}: {'was over' if run.over else 'goes on'} after epoch {len(run.epochs)}")
         self._draw(run)
 
     def step(self, actions: int) -> None:
