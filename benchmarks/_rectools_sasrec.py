@@ -1,16 +1,19 @@
-"""RecTools' SASRec for benchmarks/next_item.py, run by an interpreter that has `rectools[torch]`; nothing of ours.
+"""RecTools' SASRec for next_item.py and p4_sequence_training.py, run by an interpreter that has `rectools[torch]`;
+nothing of ours.
 
-    PYTHON benchmarks/_rectools_sasrec.py FOLDER [--epochs 100] [--patience 10] [--negatives 256] ...
+    PYTHON benchmarks/_rectools_sasrec.py FOLDER [--epochs 100] [--patience 10] [--minutes 30] [--negatives 256] ...
 
 FOLDER/actions.npz: item int64 [n], offsets int64 [u + 1], items, learned bool [n], validation and test int64 [q]
-(places), seed. Written: FOLDER/scores.npy float32 [q, items], of every item as the test action of each user asked, and
-FOLDER/facts.npz. An item that it does not know gets less than the least it gives. Epochs end when the loss on
-validation has not fallen for `--patience` of them, and the best one counts.
+(places), seed. Written: FOLDER/scores.npy float32 [q, items], of every item as the action that `--ask` names of each
+user asked, and FOLDER/facts.npz. An item that it does not know gets less than the least it gives. Epochs end when the
+loss on validation has not fallen for `--patience` of them, or the time is up, and the best one counts; in
+FOLDER/last.npy the scores of the last one.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import resource
 import tempfile
 import time
@@ -40,6 +43,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--patience", type=int, default=10)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of training, at most")
+    parser.add_argument("--ask", choices=["test", "validation"], default="test")
     parser.add_argument("--negatives", type=int, default=256, help="sampled softmax; 0 is the whole softmax")
     parser.add_argument("--factors", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=2)
@@ -53,14 +58,16 @@ def main() -> None:
     held = np.zeros(len(actions["item"]), bool)
     held[actions["validation"]] = True
     known = frame(actions, actions["learned"] | held)
+    before = known if args.ask == "test" else frame(actions, actions["learned"])
     checkpoints = tempfile.mkdtemp(dir=args.folder)
     best = ModelCheckpoint(checkpoints, monitor=SASRecModel.val_loss_name, save_weights_only=True)
 
     def trainer() -> Trainer:
         early = EarlyStopping(SASRecModel.val_loss_name, patience=args.patience)
         return Trainer(
-            max_epochs=args.epochs, callbacks=[best, early], logger=False, devices=1, accelerator="cpu",
-            enable_progress_bar=False, enable_model_summary=False,
+            max_epochs=args.epochs, max_time=None if args.minutes == math.inf else {"seconds": args.minutes * 60},
+            callbacks=[best, early], logger=False, devices=1, accelerator="cpu", enable_progress_bar=False,
+            enable_model_summary=False,
         )  # fmt: skip
 
     model = SASRecModel(
@@ -72,10 +79,11 @@ def main() -> None:
     began = time.monotonic()
     model.fit(Dataset.construct(known.reset_index(drop=True)))
     seconds = time.monotonic() - began
+    np.save(args.folder / "last.npy", scores(model, actions, before, actions[args.ask]))
     callbacks = [each for each in model.fit_trainer.callbacks if isinstance(each, ModelCheckpoint)]
     state = torch.load(callbacks[0].best_model_path, weights_only=False)["state_dict"]
     model.lightning_model.load_state_dict(state)
-    np.save(args.folder / "scores.npy", scores(model, actions, known))
+    np.save(args.folder / "scores.npy", scores(model, actions, before, actions[args.ask]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     np.savez(
         args.folder / "facts.npz", seconds=seconds, epochs=model.fit_trainer.current_epoch,
@@ -83,9 +91,9 @@ def main() -> None:
     )  # fmt: skip
 
 
-def scores(model: SASRecModel, actions: Any, known: pd.DataFrame) -> Any:
-    """Of every item for each user who is asked, from all before the test: float32 [q, items]."""
-    asked = np.searchsorted(actions["offsets"], actions["test"], side="right") - 1
+def scores(model: SASRecModel, actions: Any, known: pd.DataFrame, places: Any) -> Any:
+    """Of every item for each user who is asked at these places, from `known`: float32 [q, items]."""
+    asked = np.searchsorted(actions["offsets"], places, side="right") - 1
     whole = Dataset.construct(known)
     ready = model.data_preparator.transform_dataset_u2i(whole, asked)
     loader = model.data_preparator.get_dataloader_recommend(ready, 256)

@@ -128,7 +128,9 @@ def test_without_user_rows_a_user_is_what_they_did(encoder: str) -> None:
     np.testing.assert_allclose(trainer.towers.vectors_before(batch)[0], vector_of(asked), atol=1e-5)
 
 
-def test_without_torch_the_vector_is_the_same_whatever_is_known(learned: RetrievalTrainer) -> None:
+@pytest.mark.parametrize("encoder", ["pooling", "transformer"])
+def test_without_torch_the_vector_is_the_same_whatever_is_known(encoder: str) -> None:
+    learned = trained(purchases(days=10), 1, with_history(encoder=encoder))
     towers = learned.towers
     with torch.no_grad():
         for parameter in towers.module.parameters():

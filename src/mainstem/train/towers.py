@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mainstem.models import Asked, NumpyRequests, Unified
-from mainstem.models.history import Histories, Pooling
+from mainstem.models.history import Histories
 from mainstem.models.jagged import pick
+from mainstem.models.numpy_history import Past, has_numpy
 from mainstem.schema.ids import Keys
 from mainstem.schema.keyrows import unique_places
 from mainstem.schema.protocols import Catalog, Floats
@@ -278,7 +279,7 @@ class Towers:
     def request_vectors(self) -> Callable[[Request], Floats]:
         """A function that gives the unit vector float32 [dim] of a request, zeros where nothing is known of it, by the
         networks' weights of now."""
-        if not isinstance(self.module.encoder, Pooling):
+        if not has_numpy(self.module.encoder):
             return self.request_vector
         forward = NumpyRequests(self.module)
 
@@ -302,7 +303,10 @@ class Towers:
                 if len(query) or request.asked.any():
                     told = forward.told(request.asked[None])[0]
                     queried = told if queried is None else queried + told
-            history = forward.history(bodies[event], past.action(), past.time)
+            asked_at = int(past.asked[-1]) if len(past) else 0
+            history = forward.history(
+                Past(bodies[event], past.action(), past.canvas(), past.value(), past.time, asked_at)
+            )
             return forward(
                 request.canvas,
                 history,

@@ -19,7 +19,7 @@ from mainstem.models.history.encoder import HistoryEncoder
 from mainstem.models.history.event_input import INIT, EventConfig, EventInput
 from mainstem.models.history.packing import SPREAD, Packing
 
-__all__ = ["Transformer", "TransformerConfig"]
+__all__ = ["Block", "Transformer", "TransformerConfig"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Transformer(HistoryEncoder):
         self.config = config
         self.input = EventInput(config.events, config.width, config.dropout)
         self.position = nn.Parameter(torch.randn(config.positions, config.width) * INIT)
-        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
     def forward(self, histories: Histories) -> Tensor:
         """States [t, width]."""
@@ -72,7 +72,7 @@ class Transformer(HistoryEncoder):
         return (ends - 1 - torch.arange(len(ends), device=offsets.device)).clamp(max=self.config.positions - 1)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """x + sigmoid(W x) * branch(norm(x)), for attention and then for SwiGLU. x [t, width] -> [t, width]."""
 
     def __init__(self, config: TransformerConfig) -> None:
