@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Bench", "machine", "say"]
+__all__ = ["Bench", "machine", "milliseconds", "say"]
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -53,6 +53,16 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def milliseconds(call: Callable[[], object], calls: int) -> float:
+    """The median of what so many calls take."""
+    taken = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken) * 1000
 
 
 class Bench:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is loaded
 import numpy as np
 import torch
 
-from bench import Bench
+from bench import Bench, milliseconds
 from mainstem.models.history import EventConfig, Histories, HistoryEncoder, PoolingConfig, TransformerConfig
 from mainstem.models.numpy_history import Past, numpy_history
 from mainstem.models.unified import encoder_of
@@ -64,15 +63,6 @@ def arms(name: str, dim: int, events: int) -> dict[str, Arm]:
 
     np.testing.assert_allclose(fast(said), eager().numpy(), rtol=1e-3, atol=1e-3)
     return {"numpy": lambda: fast(said), "torch": eager}
-
-
-def milliseconds(arm: Arm, calls: int) -> float:
-    taken = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        arm()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken) * 1000
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ import argparse
 import os
 import shutil
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is loaded
 import numpy as np
 import torch
 
-from bench import Bench, say
+from bench import Bench, milliseconds, say
 from mainstem.models import Head, InterestConfig, Meeting, NumpyInterest, Ranker, RankerConfig, numpy_scorer
 
 CANDIDATES, EVENTS, FEATURES, DIM, HIDDEN, ACTIONS = 500, 50, 119, 64, (64, 32), 6
@@ -97,15 +96,6 @@ def translated(how: str, module: Scored, given: tuple[torch.Tensor, ...], kind: 
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to "why not"
         return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
     return arm, ""
-
-
-def milliseconds(arm: Arm, calls: int) -> float:
-    taken = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        arm()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken) * 1000
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mainstem.models.heads import (
     BinaryHead,
@@ -17,26 +16,13 @@ from mainstem.models.heads import (
 )
 from mainstem.models.heads.lifetime_value import FLOOR
 from mainstem.models.heads.protocol import VALUE_CAP
+from mainstem.models.numpy_layers import array, sigmoid
 
-__all__ = ["array", "numpy_head", "sigmoid"]
+__all__ = ["numpy_head"]
 
 Floats = NDArray[np.float32]
 Predict = Callable[[Floats], Floats]
 """raw [n, outputs of the head] -> [n]"""
-
-
-def array(tensor: Tensor) -> Floats:
-    """A copy, float32 and contiguous."""
-    return np.ascontiguousarray(tensor.detach().cpu().numpy().astype(np.float32))
-
-
-def sigmoid(x: Floats) -> Floats:
-    """Of any shape."""
-    # tanh is stable on both sides, where 1 / (1 + exp(-x)) overflows
-    out: Floats = np.tanh(x * np.float32(0.5)).astype(np.float32)
-    out += 1.0
-    out *= 0.5
-    return out
 
 
 def numpy_head(task: TaskModule, slope: float, shift: float) -> Predict:

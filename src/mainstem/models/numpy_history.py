@@ -12,21 +12,17 @@ from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from mainstem.models.history import HistoryEncoder, Pooling, Transformer
 from mainstem.models.history.event_input import EventInput
 from mainstem.models.history.transformer import Block
+from mainstem.models.numpy_layers import Linear, Norm, array, sigmoid
 
-__all__ = ["Correction", "NumpyHistory", "Past", "array", "has_numpy", "numpy_history"]
+__all__ = ["Correction", "NumpyHistory", "Past", "has_numpy", "numpy_history"]
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-
-
-def array(tensor: Tensor) -> Floats:
-    """A contiguous copy."""
-    return np.ascontiguousarray(tensor.detach().cpu().numpy().astype(np.float32))
 
 
 class Past(NamedTuple):
@@ -71,7 +67,7 @@ class Correction:
         first, last = network[0], network[2]
         assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)
-        self._first, self._last = _Linear(first), _Linear(last)
+        self._first, self._last = Linear(first), Linear(last)
 
     def __call__(self, x: Floats) -> Floats:
         return self._last(np.maximum(self._first(x), 0.0))
@@ -109,32 +105,11 @@ class NumpyTransformer:
         return newest
 
 
-class _Linear:
-    def __init__(self, layer: nn.Linear) -> None:
-        self._weight = array(layer.weight.T)
-        self._bias = None if layer.bias is None else array(layer.bias)
-
-    def __call__(self, x: Floats) -> Floats:
-        out: Floats = x @ self._weight
-        return out if self._bias is None else np.add(out, self._bias, out=out)
-
-
-class _Norm:
-    def __init__(self, layer: nn.LayerNorm) -> None:
-        self._weight, self._bias, self._eps = array(layer.weight), array(layer.bias), layer.eps
-
-    def __call__(self, x: Floats) -> Floats:
-        centred = x - x.mean(axis=-1, keepdims=True)
-        variance = np.square(centred).mean(axis=-1, keepdims=True)
-        out: Floats = centred / np.sqrt(variance + np.float32(self._eps)) * self._weight + self._bias
-        return out
-
-
 class _Input:
     """`EventInput`."""
 
     def __init__(self, module: EventInput) -> None:
-        self._project = _Linear(module.project) if isinstance(module.project, nn.Linear) else None
+        self._project = Linear(module.project) if isinstance(module.project, nn.Linear) else None
         self._action, self._canvas = array(module.action.weight), array(module.canvas.weight)
         self._value, self._buckets = array(module.value), module.config.time_buckets
         self._before = None if module.before is None else array(module.before.weight)
@@ -158,19 +133,19 @@ class _Block:
 
     def __init__(self, block: Block) -> None:
         self._heads = block.heads
-        self._attention_norm, self._attention_gate = _Norm(block.attention_norm), _Linear(block.attention_gate)
-        self._query_key_value, self._attention_out = _Linear(block.query_key_value), _Linear(block.attention_out)
-        self._forward_norm, self._forward_gate = _Norm(block.forward_norm), _Linear(block.forward_gate)
-        self._forward_in, self._forward_out = _Linear(block.forward_in), _Linear(block.forward_out)
+        self._attention_norm, self._attention_gate = Norm(block.attention_norm), Linear(block.attention_gate)
+        self._query_key_value, self._attention_out = Linear(block.query_key_value), Linear(block.attention_out)
+        self._forward_norm, self._forward_gate = Norm(block.forward_norm), Linear(block.forward_gate)
+        self._forward_in, self._forward_out = Linear(block.forward_in), Linear(block.forward_out)
 
     def __call__(self, x: Floats, newest: int) -> Floats:
         """What the `newest` last events become: [newest, width], from x [m, width]."""
         mixed = self._attention_out(self._attend(self._attention_norm(x), newest))
         x = x[-newest:]
-        x = x + _sigmoid(self._attention_gate(x)) * mixed
+        x = x + sigmoid(self._attention_gate(x)) * mixed
         gate, content = np.split(self._forward_in(self._forward_norm(x)), 2, axis=-1)
-        branch = self._forward_out(_sigmoid(gate) * gate * content)
-        out: Floats = x + _sigmoid(self._forward_gate(x)) * branch
+        branch = self._forward_out(sigmoid(gate) * gate * content)
+        out: Floats = x + sigmoid(self._forward_gate(x)) * branch
         return out
 
     def _attend(self, x: Floats, newest: int) -> Floats:
@@ -184,12 +159,6 @@ class _Block:
         mixed = (scores / scores.sum(axis=-1, keepdims=True)) @ value
         out: Floats = mixed.transpose(1, 0, 2).reshape(newest, width)
         return out
-
-
-def _sigmoid(x: Floats) -> Floats:
-    # one exponential that cannot overflow
-    out: Floats = 0.5 * np.tanh(0.5 * x) + 0.5
-    return out
 
 
 def _log_bucket(gaps: Ints, buckets: int) -> Ints:

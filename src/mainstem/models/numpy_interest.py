@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from mainstem.models.interest import BehaviorTransformer, InterestBlock, TargetAttention
 from mainstem.models.interest.behavior_transformer import Block
+from mainstem.models.numpy_layers import Norm, array
 
 __all__ = ["NumpyInterest"]
 
@@ -33,23 +34,19 @@ Actions = NDArray[np.integer[Any]]
 ROWS = 128
 
 
-def _array(tensor: Tensor) -> Floats:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy().astype(np.float32))
-
-
 class NumpyInterest:
     """A frozen copy of a block's weights; safe to call from several threads."""
 
     def __init__(self, block: InterestBlock) -> None:
         self.config = block.config
         self._scale = np.float32(np.sqrt(block.config.dim))
-        self._actions, self._out = _array(block.actions.weight), _array(block.out.weight.T)
+        self._actions, self._out = array(block.actions.weight), array(block.out.weight.T)
         self._attention: Callable[[Floats, Floats], Floats]
         if isinstance(block.attention, TargetAttention):
             assert block.ages is not None
-            self._ages, self._attention = _array(block.ages.weight), _TargetAttention(block.attention)
+            self._ages, self._attention = array(block.ages.weight), _TargetAttention(block.attention)
         else:
-            self._ages, self._attention = _array(block.attention.positions.weight), _Transformer(block.attention)
+            self._ages, self._attention = array(block.attention.positions.weight), _Transformer(block.attention)
 
     def __call__(self, candidates: Floats, events: Floats, actions: Actions, gaps: Floats) -> Floats:
         """`InterestBlock` of one request: [n, width]. candidates [n, dim]; events [m, dim]; actions, gaps (s) [m]."""
@@ -73,12 +70,12 @@ def _buckets(gaps: Floats, buckets: int) -> Ints:
 
 class _TargetAttention:
     def __init__(self, module: TargetAttention) -> None:
-        of_event, of_candidate, of_difference, of_product = np.split(_array(module.unit.weight), 4, axis=1)
+        of_event, of_candidate, of_difference, of_product = np.split(array(module.unit.weight), 4, axis=1)
         self._event = np.ascontiguousarray((of_event + of_difference).T)  # [dim, hidden]
         self._candidate = np.ascontiguousarray((of_candidate - of_difference).T)
-        self._product, self._bias = np.ascontiguousarray(of_product.T), _array(module.unit.bias)
+        self._product, self._bias = np.ascontiguousarray(of_product.T), array(module.unit.bias)
         self._slope = np.float32(module.activation.weight.item())
-        self._last, self._last_bias = _array(module.out.weight)[0], np.float32(module.out.bias.item())
+        self._last, self._last_bias = array(module.out.weight)[0], np.float32(module.out.bias.item())
         self._buffers = threading.local()
 
     def __call__(self, candidates: Floats, events: Floats) -> Floats:
@@ -118,15 +115,15 @@ class _Transformer:
     def __init__(self, module: BehaviorTransformer) -> None:
         (block,) = module.blocks
         assert isinstance(block, Block)
-        self._own, self._heads = _array(module.positions.weight)[0], block.heads
+        self._own, self._heads = array(module.positions.weight)[0], block.heads
         self._query, self._key, self._value, self._joined = (
-            _array(layer.weight.T) for layer in (block.query, block.key, block.value, block.joined)
+            array(layer.weight.T) for layer in (block.query, block.key, block.value, block.joined)
         )
         first, _, _, last = block.network
         assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)
-        self._network = _array(first.weight.T), _array(first.bias), _array(last.weight.T), _array(last.bias)
-        self._first, self._second = _Norm(block.first), _Norm(block.second)
+        self._network = array(first.weight.T), array(first.bias), array(last.weight.T), array(last.bias)
+        self._first, self._second = Norm(block.first), Norm(block.second)
 
     def __call__(self, candidates: Floats, events: Floats) -> Floats:
         """Each candidate [n, dim] looks at the events [m, dim] and at itself: [n, dim]."""
@@ -161,15 +158,3 @@ class _Transformer:
         out += last_bias
         out += x
         return self._second(out)
-
-
-class _Norm:
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        self._weight, self._bias, self._eps = _array(norm.weight), _array(norm.bias), np.float32(norm.eps)
-
-    def __call__(self, x: Floats) -> Floats:
-        x = x - x.mean(axis=1, keepdims=True)
-        x /= np.sqrt(np.einsum("nd,nd->n", x, x)[:, None] / x.shape[1] + self._eps)
-        x *= self._weight
-        x += self._bias
-        return x

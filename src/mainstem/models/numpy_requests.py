@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from mainstem.models.numpy_history import Correction, Past, array, numpy_history
+from mainstem.models.numpy_history import Correction, Past, numpy_history
+from mainstem.models.numpy_layers import array
 from mainstem.models.unified import Unified
 
 __all__ = ["NumpyRequests"]

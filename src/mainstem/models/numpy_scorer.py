@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from mainstem.models.numpy_heads import array, numpy_head, sigmoid
+from mainstem.models.numpy_heads import numpy_head
+from mainstem.models.numpy_layers import array, sigmoid
 from mainstem.models.numpy_sharing import numpy_sharing
 from mainstem.models.ranker import CLIP, LowRankCross, Ranker
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from mainstem.models.numpy_heads import array
+from mainstem.models.numpy_layers import array
 from mainstem.models.sharing import MultiGate, ProgressiveExtraction, SharedBottom, SharingModule
 from mainstem.models.sharing.experts import Experts
 from mainstem.models.sharing.ple import Extraction
