@@ -30,19 +30,19 @@ def numpy_head(task: TaskModule, slope: float, shift: float) -> Predict:
     if isinstance(task, BinaryHead):
         return lambda raw: sigmoid(raw[:, 0] * np.float32(slope) + np.float32(shift))
     if isinstance(task, ValueHead):
-        return _value(float(task.smearing))
+        return _value(float(task.smearing), np.float32(task.largest.item()))
     if isinstance(task, OrdinalHead):
         return _ordinal(array(task.levels), array(task.thresholds))
     if isinstance(task, LifetimeValueHead):
-        return _lifetime_value
-    unit = np.float32(task.unit)
-    return lambda raw: unit * np.exp(np.minimum(raw[:, 0], np.float32(VALUE_CAP)))
+        return _lifetime_value(np.float32(task.largest.item()))
+    unit, largest = np.float32(task.unit), np.float32(task.largest.item())
+    return lambda raw: np.minimum(unit * np.exp(np.minimum(raw[:, 0], np.float32(VALUE_CAP))), largest)
 
 
-def _value(smearing: float) -> Predict:
+def _value(smearing: float, largest: np.float32) -> Predict:
     def predict(raw: Floats) -> Floats:
         grown = np.exp(np.clip(raw[:, 0], 0.0, VALUE_CAP)) * np.float32(smearing)
-        out: Floats = np.maximum(grown - np.float32(1.0), np.float32(0.0))
+        out: Floats = np.clip(grown - np.float32(1.0), np.float32(0.0), largest)
         return out
 
     return predict
@@ -58,8 +58,11 @@ def _ordinal(levels: Floats, thresholds: Floats) -> Predict:
     return predict
 
 
-def _lifetime_value(raw: Floats) -> Floats:
-    sigma = np.logaddexp(np.float32(0.0), raw[:, 2]) + np.float32(FLOOR)
-    log_size = np.minimum(raw[:, 1] + np.float32(0.5) * sigma * sigma, np.float32(VALUE_CAP))
-    out: Floats = sigmoid(raw[:, 0]) * np.exp(log_size)
-    return out
+def _lifetime_value(largest: np.float32) -> Predict:
+    def predict(raw: Floats) -> Floats:
+        sigma = np.logaddexp(np.float32(0.0), raw[:, 2]) + np.float32(FLOOR)
+        log_size = np.minimum(raw[:, 1] + np.float32(0.5) * sigma * sigma, np.float32(VALUE_CAP))
+        out: Floats = sigmoid(raw[:, 0]) * np.minimum(np.exp(log_size), largest)
+        return out
+
+    return predict

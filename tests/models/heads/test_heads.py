@@ -1,7 +1,9 @@
 """Every head recovers the expectation of a world whose answer is known; unknown labels do not count."""
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from fitting import minimise
@@ -17,7 +19,9 @@ from mainstem.models.heads import (
     WeightedLogisticHead,
     due,
 )
+from mainstem.models.heads.protocol import AmountHead
 from mainstem.models.losses import binary, value
+from mainstem.models.numpy_heads import numpy_head
 
 N = 1 << 13
 ALL = [BinaryHead(), OrdinalHead(), ValueHead(), WeightedLogisticHead(), LifetimeValueHead()]
@@ -182,3 +186,22 @@ def test_predictions_have_a_shape_and_stay_finite(head: TaskHead) -> None:
         assert predicted.isfinite().all()
         assert (predicted >= 0).all()
     assert head.predict(torch.zeros(0, head.outputs)).shape == (0,)
+
+
+@pytest.mark.parametrize("head_of", [ValueHead, WeightedLogisticHead, LifetimeValueHead])
+def test_no_amount_is_larger_than_the_largest_learned_from(head_of: Callable[[], AmountHead]) -> None:
+    head = head_of()
+    raw = torch.tensor([[15.0] * head.outputs, [0.1] * head.outputs])  # far beyond, and within
+    beyond, within = head.predict(raw).tolist()
+    assert beyond > 1e6, "nothing was learned yet"
+    labels = torch.tensor([7.0, torch.nan, 900.0, 40.0])
+    head.loss(torch.zeros(4, head.outputs), labels, torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    assert head.predict(raw).tolist() == pytest.approx([40.0, within], rel=1e-5), "what does not count is not seen"
+    head.eval().loss(torch.zeros(1, head.outputs), torch.tensor([500.0]))
+    assert float(head.predict(raw)[0]) == pytest.approx(40.0, rel=1e-5), "validation is not learned from"
+    head.train().loss(torch.zeros(1, head.outputs), torch.tensor([3.0]))
+    copy = head_of()
+    copy.load_state_dict(head.state_dict())
+    assert float(copy.predict(raw)[0]) == pytest.approx(40.0, rel=1e-5)
+    fast = numpy_head(head, 1.0, 0.0)(raw.numpy())
+    np.testing.assert_allclose(fast, head.predict(raw).numpy(), rtol=1e-5)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from mainstem.models.heads.protocol import VALUE_CAP, known, weighted_mean
+from mainstem.models.heads.protocol import VALUE_CAP, AmountHead, known, weighted_mean
 
 __all__ = ["FLOOR", "LifetimeValueHead", "due"]
 
@@ -25,12 +25,14 @@ def due(values: Tensor, ages: Tensor, horizon: float) -> Tensor:
     return torch.where(ages >= horizon, values, torch.full_like(values, torch.nan))
 
 
-class LifetimeValueHead(nn.Module):
+class LifetimeValueHead(AmountHead):
     """Zero-inflated lognormal (Wang et al. 2019, "A Deep Probabilistic Model for Customer Lifetime Value Prediction").
 
         P(v > 0) = sigmoid(raw_0),  log v | v > 0 ~ Normal(mu = raw_1, sigma = softplus(raw_2))
         E[v]     = P(v > 0) exp(mu + sigma^2 / 2)
 
+    The expected size exp(..) is cut at the largest label learned from: a few inputs with a wide sigma would make it
+    thousands of times as large, and with it the mean of all.
     The loss is the negative log likelihood: cross-entropy of v > 0 plus, where v > 0, that of the
     lognormal. Unlike a squared error it is not ruled by the few who spend most. Labels that are not due are NaN: see
     `due`.
@@ -41,6 +43,7 @@ class LifetimeValueHead(nn.Module):
     def loss(self, raw: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """raw [n, 3]; labels >= 0 or NaN [n], in the event's own unit (negative ones count as 0); weights [n]."""
         labels, weights = known(raw, labels, weights)
+        self.see(labels, weights)
         paid = (labels > 0).to(raw.dtype)
         chance = functional.binary_cross_entropy_with_logits(raw[:, 0], paid, reduction="none")
         log_value = torch.where(labels > 0, labels, torch.ones_like(labels)).log()
@@ -51,7 +54,7 @@ class LifetimeValueHead(nn.Module):
     def predict(self, raw: Tensor) -> Tensor:
         """raw [n, 3] -> expected values [n], in the event's own unit."""
         log_size = raw[:, 1] + 0.5 * self._sigma(raw).square()
-        return raw[:, 0].sigmoid() * log_size.clamp(max=VALUE_CAP).exp()
+        return raw[:, 0].sigmoid() * log_size.clamp(max=VALUE_CAP).exp().clamp(max=self.largest)
 
     def log_expectation(self, raw: Tensor) -> Tensor:
         """raw [n, 3] -> the logarithm of what `predict` gives, not cut: [n]."""

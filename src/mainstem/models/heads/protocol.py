@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["VALUE_CAP", "TaskHead", "known", "weighted_mean"]
+__all__ = ["VALUE_CAP", "AmountHead", "TaskHead", "known", "weighted_mean"]
 
 VALUE_CAP = 20.0
 """Logarithms of predicted values are cut at this, so that their exponentials stay finite in float32."""
@@ -40,6 +40,28 @@ class TaskHead(Protocol):
         labels [n], as in `loss`; weights float >= 0 [n].
         """
         ...
+
+
+class AmountHead(nn.Module):
+    """A head that predicts amounts on a log scale, where a step beyond what was seen is a factor: what it says is cut
+    at the largest label that it has learned from.
+
+    largest: that label, infinite before the first.
+    """
+
+    largest: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("largest", torch.tensor(torch.inf))
+
+    @torch.no_grad()
+    def see(self, labels: Tensor, weights: Tensor) -> None:
+        """Take labels [n] >= 0 that count into `largest`, while training."""
+        counted = labels[weights > 0]
+        if self.training and len(counted):
+            before = torch.where(self.largest.isinf(), torch.zeros_like(self.largest), self.largest)
+            self.largest.copy_(torch.maximum(before, counted.max().to(before.dtype)))
 
 
 def known(raw: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:

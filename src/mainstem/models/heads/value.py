@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mainstem.models.heads.protocol import VALUE_CAP, known, weighted_mean
+from mainstem.models.heads.protocol import VALUE_CAP, AmountHead, known, weighted_mean
 from mainstem.models.losses.value import value
 
 __all__ = ["ValueHead"]
 
 
-class ValueHead(nn.Module):
+class ValueHead(AmountHead):
     """Link log1p, loss `losses.value` (Huber on the log scale).
 
     What is fitted is the centre on the log scale, a value that is *typical*; where values scatter it lies below the
@@ -30,6 +30,7 @@ class ValueHead(nn.Module):
     def loss(self, raw: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """raw [n, 1]; labels >= 0 or NaN [n], in the event's own unit; weights [n]. A scalar."""
         labels, weights = known(raw, labels, weights)
+        self.see(labels, weights)
         return value(raw[:, 0], labels, weights, self.delta)
 
     @torch.no_grad()
@@ -46,7 +47,8 @@ class ValueHead(nn.Module):
 
     def predict(self, raw: Tensor) -> Tensor:
         """raw [n, 1] -> sizes >= 0 [n]: typical ones before `fit_smearing`, expected ones after."""
-        return (raw[:, 0].clamp(0.0, VALUE_CAP).exp() * self.smearing - 1).clamp(min=0.0)
+        grown = raw[:, 0].clamp(0.0, VALUE_CAP).exp() * self.smearing - 1
+        return grown.clamp(min=0.0).clamp(max=self.largest)
 
     def start(self, labels: Tensor, weights: Tensor) -> Tensor:
         """The mean of log1p(value): [1]."""

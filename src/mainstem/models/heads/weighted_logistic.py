@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from mainstem.models.heads.protocol import VALUE_CAP, known, weighted_mean
+from mainstem.models.heads.protocol import VALUE_CAP, AmountHead, known, weighted_mean
 
 __all__ = ["WeightedLogisticHead"]
 
 
-class WeightedLogisticHead(nn.Module):
+class WeightedLogisticHead(AmountHead):
     """Logistic regression whose positives weigh as much as their value (Covington et al. 2016, section 4.2).
 
     A label is the value v >= 0 of an impression, 0 where nothing came of it; prediction exp(raw), the odds. With p the
@@ -36,6 +36,7 @@ class WeightedLogisticHead(nn.Module):
         A scalar: the mean per impression, not per unit of value.
         """
         labels, weights = known(raw, labels, weights)
+        self.see(labels, weights)
         size = labels.clamp(min=0.0) / self.unit
         as_negative = torch.ones_like(size) if self.exact else (size == 0).to(size.dtype)
         losses = size * functional.softplus(-raw[:, 0]) + as_negative * functional.softplus(raw[:, 0])
@@ -43,7 +44,7 @@ class WeightedLogisticHead(nn.Module):
 
     def predict(self, raw: Tensor) -> Tensor:
         """raw [n, 1] -> expected values [n], in the event's own unit; as published, 1 / (1 - p) times those."""
-        return self.unit * raw[:, 0].clamp(max=VALUE_CAP).exp()
+        return (self.unit * raw[:, 0].clamp(max=VALUE_CAP).exp()).clamp(max=self.largest)
 
     def start(self, labels: Tensor, weights: Tensor) -> Tensor:
         """The log of the odds that the loss finds without inputs: [1]."""
