@@ -8,13 +8,15 @@
              checks the network against a published one, and says nothing of the future.
     census   Census-Income, its official test half, split at random into thirds for training, validation and test. Two
              tasks, after Ma et al. 2018 (MMoE): income above 50,000, and never married. Neither label nor
-             instance_weight is an input; household columns that all but tell who is married are, as there. A model for
-             each task against one model for both by each `model.ranking.sharing`, all of about PARAMETERS trainable
-             numbers, rows included; the two models of one task have half each.
+             instance_weight is an input; household columns that all but tell who is married are. 20,898 rows are equal
+             to an earlier one but for their weight, so the thirds share some. A model for each task against one model
+             for both by each `model.ranking.sharing`, all of about PARAMETERS trainable numbers, rows included; the two
+             models of one task have half each.
 
 Both splits are drawn once (SPLIT), from the ratings ordered by user and movie and from the rows of the file as they
 are; seeds differ in first weights and the order of training. The grid of each variant is trained by the first seed, and
-the point of the least logloss on validation is taken; so is, in every run, the epoch. Test is scored once, after that.
+the point of the least logloss on validation is taken; so is, in every run, the epoch. What the grids leave fixed was
+chosen by hand on the same validation part. Test is scored after that.
 Errors of test figures: spread is over seeds, sampling error over draws of the test examples with replacement.
 
 A part that a run leaves out keeps its last result.
