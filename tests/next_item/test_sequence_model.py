@@ -86,37 +86,6 @@ def test_histories_are_as_long_as_configured(world: Actions) -> None:
     assert SequenceModel(world, config_of(world)).actions.positives.length == 200
 
 
-def test_what_is_not_better_is_taken_back_and_slows_the_next(world: Actions) -> None:
-    told = iter([0.1, 0.3, 0.2, 0.25, 0.4, 0.5, 0.1, 0.1, 0.1])
-
-    class Paces(Watch):
-        def __init__(self) -> None:
-            self.seen: list[float] = []
-
-        def step(self, actions: int) -> None:
-            self.seen.append(model.trainer.learner.pace)
-
-    watch = Paces()
-    model = SequenceModel(world, config_of(world, patience=3, retrieval_epochs=20), watch=watch)
-    bodies = []
-
-    def judge() -> float:
-        bodies.append(model.scores(world.data, world.data.held("test")))
-        return next(told)
-
-    model.choose(world.data, world.data.learned(), judge)
-    assert model.chosen.paces() == [1, 1, 1, 0.5, 0.25, 0.25, 0.25, 0.125, 0.0625, 0.03125]
-    assert list(dict.fromkeys(watch.seen)) == [1, 0.5, 0.25, 0.125, 0.0625], "the learner went as fast"
-    assert np.array_equal(model.scores(world.data, world.data.held("test")), bodies[5])
-    # the third and the fourth began where the second ended, at half the pace: nearer to it
-    far = [float(np.abs(bodies[i] - bodies[1]).mean()) for i in (2, 3, 4)]
-    assert far[0] > far[1] > far[2] > 0
-    watch.seen.clear()
-    model.refit(world.data, world.data.learned(refit=True))
-    assert list(dict.fromkeys(watch.seen)) == [1, 0.25], "the final fit takes the steps that were built on"
-    assert model.trainer.learner.pace == 0.25
-
-
 def test_a_refit_learns_validation_for_as_many_epochs(world: Actions) -> None:
     class Counter(Watch):
         def __init__(self) -> None:

@@ -1,8 +1,4 @@
-"""The one model as a recommender of the next item: epochs until validation says stop, then perhaps a final fit.
-
-An epoch that validation does not find better is taken back, and the next one is slower: large steps while they help,
-small ones to settle. A final fit takes the steps that were built on, at their pace.
-"""
+"""The one model as a recommender of the next item: epochs until validation says stop, then perhaps a final fit."""
 
 from __future__ import annotations
 
@@ -65,8 +61,8 @@ class SequenceModel:
         self.seconds = self.chosen.seconds
 
     def refit(self, data: LeaveOneOut, learned: Mask) -> None:
-        """Train anew by the epochs that brought something, each at the pace that it had."""
-        self.seconds = self._fit("refit", learned, sum(self.chosen.better()), None).seconds
+        """Train anew for as many epochs as were best."""
+        self.seconds = self._fit("refit", learned, self.chosen.best, None).seconds
 
     def scores(self, data: LeaveOneOut, places: Ints) -> Floats:
         with torch_threads(self.config.train.threads):
@@ -98,7 +94,6 @@ class SequenceModel:
         with torch_threads(train.threads):
             run.over = run.over or self._over(run, most, judged=judge is not None)
             while not run.over:
-                trainer.learner.pace = self._pace(run, judged=judge is not None)
                 self._epoch(run, trainer, rows, rng, judge)
                 run.over = self._over(run, most, judged=judge is not None)
                 if self.checkpoints is not None:
@@ -113,12 +108,6 @@ class SequenceModel:
         if judged and (len(run.epochs) - run.best >= self.config.train.patience or run.seconds >= 60 * self.minutes):
             return True
         return len(run.epochs) >= most
-
-    def _pace(self, run: Run, *, judged: bool) -> float:
-        if judged:
-            return run.paces()[-1]
-        built_on = [pace for pace, better in zip(self.chosen.paces(), self.chosen.better(), strict=False) if better]
-        return built_on[len(run.epochs)]
 
     def _epoch(
         self, run: Run, trainer: RetrievalTrainer, rows: Ints, rng: np.random.Generator,
@@ -137,9 +126,6 @@ class SequenceModel:
         run.epochs.append(Epoch(len(run.epochs) + 1, loss, found, seconds))
         if found is not None and found > before:
             run.best, run.kept = len(run.epochs), learned_by(trainer)
-        elif run.kept is not None:
-            restore(trainer, run.kept)
-            self._vectors = None
 
 
 def learned_by(trainer: RetrievalTrainer) -> dict[str, Any]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["SLOWER", "Epoch", "Run", "Watch"]
-
-SLOWER = 0.5
-"""What the learning rates are multiplied by where an epoch brought nothing better."""
+__all__ = ["Epoch", "Run", "Watch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +34,6 @@ class Run:
 
     def figures(self) -> list[float]:
         return [each.validation for each in self.epochs if each.validation is not None]
-
-    def better(self) -> list[bool]:
-        """Of each epoch, whether it was better than all before it: only those are built on."""
-        highest = list(itertools.accumulate(self.figures(), max, initial=-1.0))
-        return [figure > before for figure, before in zip(self.figures(), highest, strict=False)]
-
-    def paces(self) -> list[float]:
-        """How fast each epoch was, and last how fast the next one is to be, against the first: each that was not better
-        is taken back, and what follows is slower by `SLOWER`."""
-        slowed = itertools.accumulate((not better for better in self.better()), initial=0)
-        return [SLOWER**times for times in slowed]
 
 
 class Watch:

@@ -38,8 +38,6 @@ class RetrievalLearner:
         self.towers, self.model, self.train = towers, model, train
         self.negatives = Negatives(train.retrieval, online=online)
         self.adam = torch.optim.Adam(towers.module.parameters(), lr=ADAM_RATE)
-        self.pace = 1.0
-        """What both learning rates are multiplied by."""
 
     def step(
         self, batch: Interactions, population: Population, rng: np.random.Generator, lists: Ints | None = None
@@ -64,13 +62,13 @@ class RetrievalLearner:
         # optimizers' state comes from full ones.
         full = min(len(batch) / self.train.retrieval_batch, 1.0)
         for group in self.adam.param_groups:
-            group["lr"] = ADAM_RATE * self.pace * full
+            group["lr"] = ADAM_RATE * full
         self.adam.zero_grad(set_to_none=True)
         (loss * full).backward()  # type: ignore[no-untyped-call]
         if not all(bool(grad.isfinite().all()) for grad in (loss, gathered.rows.grad) if grad is not None):
             raise FloatingPointError("the loss of a step or its gradient is not finite")
         self.adam.step()
-        towers.lookup.apply_gradients(self.train.retrieval_learning_rate * self.pace)
+        towers.lookup.apply_gradients(self.train.retrieval_learning_rate)
         self.negatives.learned(batch.entity, population)
         return float(loss.detach())
 
