@@ -10,6 +10,8 @@ from mainstem.models import Ranker, numpy_scorer
 from mainstem.schema.config import HeadConfig
 from mainstem.schema.examples import Examples
 from mainstem.train import fit_ranker
+from mainstem.train.ranking import calibrate
+from mainstem.train.ranking_loss import Slates
 
 POINTS = inputs(4_000, np.random.default_rng(9))
 SHARING = ("none", "shared_bottom", "mmoe", "ple")
@@ -35,8 +37,23 @@ def test_a_head_predicts_the_expectation_though_negatives_were_drawn(kind: str) 
     train, valid = slates(heads), slates(heads, 200, seed=1)
     assert error(kind, predicted(fitted(heads, train, valid), POINTS)[:, 1]) < 0.15
     if kind in ("weighted_logistic", "lifetime_value"):
-        whole = with_(train, negative_rate=np.ones_like(train.negative_rate))
-        assert error(kind, predicted(fitted(heads, whole, valid), POINTS)[:, 1]) > 0.5  # canary: as if none were left
+        # canary: as if none were left; validation would set the level right
+        all_of, valid_too = (with_(each, negative_rate=np.ones_like(each.negative_rate)) for each in (train, valid))
+        assert error(kind, predicted(fitted(heads, all_of, valid_too), POINTS)[:, 1]) > 0.5
+
+
+@pytest.mark.parametrize("kind", ["weighted_logistic", "lifetime_value"])
+def test_expected_amounts_add_up_on_validation(kind: str) -> None:
+    heads = [HEADS["binary"], HEADS[kind]]
+    valid = slates(heads, 200, seed=1)
+    ranker = fitted(heads, slates(heads), valid)
+    worth_more = valid.labels * np.array([1.0, 1.3], np.float32)  # what nothing in training says
+    for labels in (valid.labels, worth_more):
+        dearer = with_(valid, labels=labels)
+        calibrate(ranker, dearer, heads)
+        counted = Slates.of(dearer, heads).counted().double().numpy()
+        said = (counted * predicted(ranker, valid.inputs)[:, 1]).sum()
+        assert said == pytest.approx((counted * labels[:, 1]).sum(), rel=1e-3)
 
 
 def test_a_delayed_label_counts_only_where_it_is_due() -> None:
@@ -48,9 +65,12 @@ def test_a_delayed_label_counts_only_where_it_is_due() -> None:
     early[late, 1] = np.where(np.arange(late.sum()) % 10 == 0, early[late, 1], 0.0)
     due = early.copy()
     due[late, 1] = np.nan
+    # validation would set the level right: what it says itself is what the head is left with
+    seen = valid.labels.copy()
+    seen[np.arange(len(seen)) % 2 == 0, 1] *= 0.1
     errors = [
-        error("lifetime_value", predicted(fitted(heads, with_(train, labels=labels), valid), POINTS)[:, 1])
-        for labels in (due, early)
+        error("lifetime_value", predicted(fitted(heads, with_(train, labels=labels), asked), POINTS)[:, 1])
+        for labels, asked in ((due, valid), (early, with_(valid, labels=seen)))
     ]
     assert errors[0] < 0.15
     assert errors[1] > 0.3  # canary: what came so far is no label

@@ -34,8 +34,8 @@ def numpy_head(task: TaskModule, slope: float, shift: float) -> Predict:
     if isinstance(task, OrdinalHead):
         return _ordinal(array(task.levels), array(task.thresholds))
     if isinstance(task, LifetimeValueHead):
-        return _lifetime_value(np.float32(task.largest.item()))
-    unit, largest = np.float32(task.unit), np.float32(task.largest.item())
+        return _lifetime_value(np.float32(task.largest.item()), np.float32(task.scale.item()))
+    unit, largest = np.float32(task.unit * task.scale.item()), np.float32(task.largest.item())
     return lambda raw: np.minimum(unit * np.exp(np.minimum(raw[:, 0], np.float32(VALUE_CAP))), largest)
 
 
@@ -58,11 +58,11 @@ def _ordinal(levels: Floats, thresholds: Floats) -> Predict:
     return predict
 
 
-def _lifetime_value(largest: np.float32) -> Predict:
+def _lifetime_value(largest: np.float32, scale: np.float32) -> Predict:
     def predict(raw: Floats) -> Floats:
         sigma = np.logaddexp(np.float32(0.0), raw[:, 2]) + np.float32(FLOOR)
         log_size = np.minimum(raw[:, 1] + np.float32(0.5) * sigma * sigma, np.float32(VALUE_CAP))
-        out: Floats = sigmoid(raw[:, 0]) * np.minimum(np.exp(log_size), largest)
+        out: Floats = np.minimum(scale * sigmoid(raw[:, 0]) * np.minimum(np.exp(log_size), largest), largest)
         return out
 
     return predict

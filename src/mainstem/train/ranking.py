@@ -1,8 +1,9 @@
 """Trains the ranking network on examples by the losses of `ranking_loss.py`; then calibrates.
 
 An order loss leaves a slate's level free, so binary heads are calibrated afterwards on the validation
-examples: Platt scaling (Platt 1999) of the logit, each drawn negative standing for all that it was drawn from. It
-changes no order. `ranking_online.py` makes the steps that follow, on the stream.
+examples: Platt scaling (Platt 1999) of the logit, each drawn negative standing for all that it was drawn from. Heads
+of expected amounts get one factor, by which their predictions there add up to what was observed. Neither changes an
+order. `ranking_online.py` makes the steps that follow, on the stream.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mainstem.models import Ranker
+from mainstem.models.heads import ExpectedAmountHead
 from mainstem.models.losses import binary
 from mainstem.schema.config import HeadConfig, TrainConfig
 from mainstem.schema.examples import Examples
@@ -176,7 +178,8 @@ def _one_cycle(step: int, steps: int) -> float:
 
 
 def calibrate(ranker: Ranker, valid: Examples, heads: Sequence[HeadConfig]) -> None:
-    """Platt scaling of every binary head. Heads without examples of both labels stay."""
+    """Platt scaling of every binary head, and the factor of heads of expected amounts. Heads without examples of both
+    labels, or of any amount, stay."""
     _calibrate(ranker, Slates.of(valid, heads), heads)
 
 
@@ -185,8 +188,11 @@ def _calibrate(ranker: Ranker, valid: Slates, heads: Sequence[HeadConfig], wide:
     with torch.no_grad():
         parts = [valid.groups(which) for which in torch.split(torch.arange(len(valid)), CHUNK)]
         raw = torch.cat([raw_of(ranker, part, said(wide, part)) for part in parts])
-    for column, (head, part) in enumerate(zip(heads, ranker.split(raw), strict=True)):
+    parted = zip(heads, ranker.task_list(), ranker.split(raw), strict=True)
+    for column, (head, task, part) in enumerate(parted):
         target, known = (valid.labels[:, column] > 0).float(), valid.labels[:, column].isfinite()
+        if isinstance(task, ExpectedAmountHead):
+            task.fit_scale(task.predict(part), valid.labels[:, column], valid.counted())
         if head.type != "binary" or not 0 < float(target.sum()) < float(known.sum()):
             continue
         # Two numbers are fitted to thousands of rows, so variance is no concern, and weighting is exact for every

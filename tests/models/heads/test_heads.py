@@ -19,7 +19,7 @@ from mainstem.models.heads import (
     WeightedLogisticHead,
     due,
 )
-from mainstem.models.heads.protocol import AmountHead
+from mainstem.models.heads.protocol import AmountHead, ExpectedAmountHead
 from mainstem.models.losses import binary, value
 from mainstem.models.numpy_heads import numpy_head
 
@@ -205,3 +205,18 @@ def test_no_amount_is_larger_than_the_largest_learned_from(head_of: Callable[[],
     assert float(copy.predict(raw)[0]) == pytest.approx(40.0, rel=1e-5)
     fast = numpy_head(head, 1.0, 0.0)(raw.numpy())
     np.testing.assert_allclose(fast, head.predict(raw).numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("head_of", [WeightedLogisticHead, LifetimeValueHead])
+def test_one_factor_makes_expected_amounts_add_up(head_of: Callable[[], ExpectedAmountHead]) -> None:
+    head, raw = head_of(), torch.linspace(-1, 1, 12).reshape(-1, 1).repeat(1, head_of().outputs)
+    labels, weights = 3.0 * head.predict(raw), torch.arange(12.0)
+    labels[0], labels[1] = torch.nan, 1e9  # not known; counts nothing
+    weights[1] = 0.0
+    head.fit_scale(head.predict(raw), labels, weights)
+    torch.testing.assert_close(head.predict(raw)[2:], labels[2:])
+    np.testing.assert_allclose(numpy_head(head, 1.0, 0.0)(raw.numpy())[2:], labels[2:].numpy(), rtol=1e-5)
+    head.fit_scale(head.predict(raw), labels, weights)
+    assert float(head.scale) == pytest.approx(3.0), "what adds up stays"
+    head.fit_scale(head.predict(raw), torch.zeros(12), weights)
+    assert float(head.scale) == pytest.approx(3.0), "of nothing nothing is learned"

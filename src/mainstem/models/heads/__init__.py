@@ -15,12 +15,13 @@ from mainstem.models.heads.binary import BinaryHead
 from mainstem.models.heads.head import Head, TaskModule, task_of
 from mainstem.models.heads.lifetime_value import LifetimeValueHead, due
 from mainstem.models.heads.ordinal import OrdinalHead
-from mainstem.models.heads.protocol import TaskHead
+from mainstem.models.heads.protocol import ExpectedAmountHead, TaskHead
 from mainstem.models.heads.value import ValueHead
 from mainstem.models.heads.weighted_logistic import WeightedLogisticHead
 
 __all__ = [
     "BinaryHead",
+    "ExpectedAmountHead",
     "Head",
     "LifetimeValueHead",
     "OrdinalHead",

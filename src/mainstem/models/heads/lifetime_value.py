@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mainstem.models.heads.protocol import VALUE_CAP, AmountHead, known, weighted_mean
+from mainstem.models.heads.protocol import VALUE_CAP, ExpectedAmountHead, known, weighted_mean
 
 __all__ = ["FLOOR", "LifetimeValueHead", "due"]
 
@@ -25,7 +25,7 @@ def due(values: Tensor, ages: Tensor, horizon: float) -> Tensor:
     return torch.where(ages >= horizon, values, torch.full_like(values, torch.nan))
 
 
-class LifetimeValueHead(AmountHead):
+class LifetimeValueHead(ExpectedAmountHead):
     """Zero-inflated lognormal (Wang et al. 2019, "A Deep Probabilistic Model for Customer Lifetime Value Prediction").
 
         P(v > 0) = sigmoid(raw_0),  log v | v > 0 ~ Normal(mu = raw_1, sigma = softplus(raw_2))
@@ -54,7 +54,8 @@ class LifetimeValueHead(AmountHead):
     def predict(self, raw: Tensor) -> Tensor:
         """raw [n, 3] -> expected values [n], in the event's own unit."""
         log_size = raw[:, 1] + 0.5 * self._sigma(raw).square()
-        return raw[:, 0].sigmoid() * log_size.clamp(max=VALUE_CAP).exp().clamp(max=self.largest)
+        size = log_size.clamp(max=VALUE_CAP).exp().clamp(max=self.largest)
+        return (self.scale * raw[:, 0].sigmoid() * size).clamp(max=self.largest)
 
     def log_expectation(self, raw: Tensor) -> Tensor:
         """raw [n, 3] -> the logarithm of what `predict` gives, not cut: [n]."""

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["VALUE_CAP", "AmountHead", "TaskHead", "known", "weighted_mean"]
+__all__ = ["VALUE_CAP", "AmountHead", "ExpectedAmountHead", "TaskHead", "known", "weighted_mean"]
 
 VALUE_CAP = 20.0
 """Logarithms of predicted values are cut at this, so that their exponentials stay finite in float32."""
@@ -62,6 +62,28 @@ class AmountHead(nn.Module):
         if self.training and len(counted):
             before = torch.where(self.largest.isinf(), torch.zeros_like(self.largest), self.largest)
             self.largest.copy_(torch.maximum(before, counted.max().to(before.dtype)))
+
+
+class ExpectedAmountHead(AmountHead):
+    """One that predicts what to expect, so that its predictions should add up to what comes.
+
+    scale: what predictions are multiplied by, 1 before `fit_scale`.
+    """
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    @torch.no_grad()
+    def fit_scale(self, predicted: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Set the factor so that predictions [n], made with the factor as it is, add up to what was observed: labels
+        [n], NaN where not known; weights float >= 0 [n]. It stays where nothing was observed or predicted."""
+        values, weights = known(predicted.double(), labels, weights)
+        observed, said = (weights * values.clamp(min=0.0)).sum(), (weights * predicted.double()).sum()
+        if bool(observed > 0) and bool(said > 0):
+            self.scale.mul_((observed / said).to(self.scale.dtype))
 
 
 def known(raw: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mainstem.models.heads.protocol import VALUE_CAP, AmountHead, known, weighted_mean
+from mainstem.models.heads.protocol import VALUE_CAP, ExpectedAmountHead, known, weighted_mean
 
 __all__ = ["WeightedLogisticHead"]
 
 
-class WeightedLogisticHead(AmountHead):
+class WeightedLogisticHead(ExpectedAmountHead):
     """Logistic regression whose positives weigh as much as their value (Covington et al. 2016, section 4.2).
 
     A label is the value v >= 0 of an impression, 0 where nothing came of it; prediction exp(raw), the odds. With p the
@@ -44,7 +44,7 @@ class WeightedLogisticHead(AmountHead):
 
     def predict(self, raw: Tensor) -> Tensor:
         """raw [n, 1] -> expected values [n], in the event's own unit; as published, 1 / (1 - p) times those."""
-        return (self.unit * raw[:, 0].clamp(max=VALUE_CAP).exp()).clamp(max=self.largest)
+        return (self.scale * self.unit * raw[:, 0].clamp(max=VALUE_CAP).exp()).clamp(max=self.largest)
 
     def start(self, labels: Tensor, weights: Tensor) -> Tensor:
         """The log of the odds that the loss finds without inputs: [1]."""
