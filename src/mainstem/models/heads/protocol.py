@@ -46,7 +46,7 @@ class AmountHead(nn.Module):
     """A head that predicts amounts on a log scale, where a step beyond what was seen is a factor: what it says is cut
     at the largest label that it has learned from.
 
-    largest: that label, infinite before the first.
+    largest: that label, infinite before the first one above 0.
     """
 
     largest: Tensor
@@ -57,8 +57,8 @@ class AmountHead(nn.Module):
 
     @torch.no_grad()
     def see(self, labels: Tensor, weights: Tensor) -> None:
-        """Take labels [n] >= 0 that count into `largest`, while training."""
-        counted = labels[weights > 0]
+        """Take labels [n] that count into `largest`, while training."""
+        counted = labels[(weights > 0) & (labels > 0)]
         if self.training and len(counted):
             before = torch.where(self.largest.isinf(), torch.zeros_like(self.largest), self.largest)
             self.largest.copy_(torch.maximum(before, counted.max().to(before.dtype)))
