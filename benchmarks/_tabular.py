@@ -25,6 +25,7 @@ from mainstem.models.jagged import bag
 from mainstem.models.sharing import parameter_count
 from mainstem.schema.ids import Keys, keys64
 from mainstem.schema.ranking_config import SharingKind
+from mainstem.train.ranking import one_cycle
 from mainstem.weights import Adam, Family, Lookup, SlabTable
 
 __all__ = ["Columns", "Fit", "Settings", "Tabular", "fit", "keys_of", "parts_of", "sampling_error", "scores_of"]
@@ -185,7 +186,7 @@ def fit(train: Columns, valid: Columns, settings: Settings, seed: int) -> Fit:
         ranker.train()
         order = rng.permutation(len(train))
         for start in range(0, len(train), settings.batch):
-            share = _share(step, steps)
+            share = one_cycle(step, steps, WARM_UP)
             adam.param_groups[0]["lr"] = settings.dense_rate * share
             adam.zero_grad(set_to_none=True)
             model.loss(train.take(order[start : start + settings.batch])).backward()  # type: ignore[no-untyped-call]
@@ -224,11 +225,3 @@ def _scores(labels: Floats, chances: NDArray[np.float64]) -> list[dict[str, floa
 
 def _weights(model: Tabular) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return copy.deepcopy(model.ranker.state_dict()), model.table.state()
-
-
-def _share(step: int, steps: int) -> float:
-    """Of the peak learning rates: a rising line, then half a cosine down to nothing."""
-    warm = max(round(steps * WARM_UP), 1)
-    if step < warm:
-        return (step + 1) / warm
-    return float(0.5 * (1 + np.cos(np.pi * (step - warm) / max(steps - warm, 1))))

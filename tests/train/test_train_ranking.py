@@ -205,12 +205,12 @@ def test_groups_and_concat_are_inverse() -> None:
 
 
 def test_the_learning_rate_rises_and_falls_once() -> None:
-    rates = [ranking._one_cycle(step, 100) for step in range(101)]
+    rates = [ranking.one_cycle(step, 100) for step in range(101)]
     assert max(rates) == 1.0 == rates[9]
     assert (np.diff(rates[:10]) > 0).all()
     assert (np.diff(rates[10:]) < 0).all()
     assert rates[100] == pytest.approx(0, abs=1e-9)
-    assert [ranking._one_cycle(step, 1) for step in (0, 1)] == [1.0, 1.0]
+    assert [ranking.one_cycle(step, 1) for step in (0, 1)] == [1.0, 1.0]
 
 
 def test_threads_are_restored_also_after_a_failure() -> None:

@@ -27,7 +27,7 @@ from mainstem.train.threads import torch_threads
 from mainstem.train.wide import Wide
 from mainstem.weights.table import Arrays
 
-__all__ = ["RankingFit", "calibrate", "fit_ranker", "ranking_loss"]
+__all__ = ["RankingFit", "calibrate", "fit_ranker", "one_cycle", "ranking_loss"]
 
 # Share of the steps in which the learning rate rises; it falls in all others (Smith & Topin 2018, "one cycle").
 WARM_UP = 0.1
@@ -111,7 +111,7 @@ def _fit(
     # Few slates would make few steps: smaller batches then, down to one slate.
     batch = max(min(config.ranking_batch, len(train) // LEAST_STEPS), 1)
     steps = config.ranking_epochs * -(-len(train) // batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _one_cycle(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: one_cycle(step, steps))
     rng = np.random.default_rng(config.seed)
     fit = RankingFit(validation=[_mean_loss(ranker, valid, heads, wide)])
     best, waited, total = _Weights.of(ranker, wide), 0, config.ranking_epochs * len(train)
@@ -169,9 +169,10 @@ class _Weights:
             wide.table.load(self.table)
 
 
-def _one_cycle(step: int, steps: int) -> float:
-    """Share of the peak learning rate at `step` of `steps`: a rising line, then half a cosine down to nothing."""
-    warm = max(round(steps * WARM_UP), 1)
+def one_cycle(step: int, steps: int, warm_up: float = WARM_UP) -> float:
+    """Share of the peak learning rate at `step` of `steps`: a line that rises in the share `warm_up` of them, then half
+    a cosine down to nothing."""
+    warm = max(round(steps * warm_up), 1)
     if step < warm:
         return (step + 1) / warm
     return float(0.5 * (1 + np.cos(np.pi * min((step - warm) / max(steps - warm, 1), 1.0))))

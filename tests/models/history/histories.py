@@ -51,10 +51,10 @@ def encoder(name: str, *, spread: float = SPREAD, width: int = 8, layers: int = 
     return HSTU(HSTUConfig(events, width, layers, positions=7, spread=spread))
 
 
-def shaken(name: str, *, spread: float = SPREAD, seed: int = 0) -> HistoryEncoder:
+def shaken(name: str, *, spread: float = SPREAD, seed: int = 0, width: int = 8, layers: int = 2) -> HistoryEncoder:
     """In float64 and with every parameter away from where it starts: what begins at zero hides mistakes."""
     torch.manual_seed(seed)
-    made = encoder(name, spread=spread).double()
+    made = encoder(name, spread=spread, width=width, layers=layers).double()
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.5)
     return made

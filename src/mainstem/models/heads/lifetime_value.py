@@ -31,8 +31,8 @@ class LifetimeValueHead(ExpectedAmountHead):
         P(v > 0) = sigmoid(raw_0),  log v | v > 0 ~ Normal(mu = raw_1, sigma = softplus(raw_2))
         E[v]     = P(v > 0) exp(mu + sigma^2 / 2)
 
-    The expected size exp(..) is cut at the largest label learned from: a few inputs with a wide sigma would make it
-    thousands of times as large, and with it the mean of all.
+    The expected size exp(..) is cut at the largest label learned from: some inputs would make it so large that the mean
+    of all is thousands of times what comes.
     The loss is the negative log likelihood: cross-entropy of v > 0 plus, where v > 0, that of the
     lognormal. Unlike a squared error it is not ruled by the few who spend most. Labels that are not due are NaN: see
     `due`.
