@@ -29,7 +29,7 @@ from bench import HERE, Bench, say
 
 DATASET = "completejourney"
 TEXT = HERE.parent / "docs" / "demo-output.txt"
-PATIENCE = 180.0
+PATIENCE = 600.0
 """Seconds that the second run, which has nothing left to do, may take until it offers its commands."""
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LAST_COMMAND = "curl -X POST"
@@ -77,6 +77,8 @@ def commands(arguments: list[str]) -> list[str]:
     process.send_signal(signal.SIGINT)
     process.communicate()
     offered = [line.strip() for line in lines if line.strip().startswith("curl ")]
+    if not offered:
+        raise SystemExit(f"the demo's second run offered no command within {PATIENCE:.0f} s")
     return [re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8080", line) for line in offered]
 
 
@@ -97,10 +99,6 @@ def best(baselines: dict[str, Any], restriction: str, among: str = "") -> tuple[
 def measure(bench: Bench, arguments: list[str], folder: Path, save: Path | None) -> None:
     given = [*arguments, "--data", str(folder)]
     summary, lines = run(given)
-    if save:
-        text = [*table(lines), *commands(given)]
-        save.write_text("\n".join(text).strip("\n") + "\n")
-        say(f"d1_demo: wrote {save.name}")
     system = next(iter(summary))
     ours, baselines = summary[system], summary["baselines"]
     name, new = best(baselines, "new", "popular")
@@ -118,6 +116,10 @@ def measure(bench: Bench, arguments: list[str], folder: Path, save: Path | None)
     bench.report(ours=ours["all"]["ndcg@10"], peer=peer, peer_name=peer_name, slates=summary["slates"],
                  demo_seconds=summary["seconds"], arguments=arguments, summary=summary,
                  keep=arguments == ["--dataset", DATASET])  # fmt: skip
+    if save:
+        text = [*table(lines), *commands(given)]
+        save.write_text("\n".join(text).strip("\n") + "\n")
+        say(f"d1_demo: wrote {save.name}")
 
 
 def main() -> None:

@@ -2,9 +2,10 @@
 
 Each fit (`seed-0-choose`, `seed-0-refit`) is a line of snapshots in the folder, of which the newest whole one counts:
 
-    dense.safetensors         the networks, their optimizer, the random states, the networks of the best epoch
-    table-towers.safetensors  the table; table-best.safetensors the table of the best epoch
-    manifest.json             what has no arrays: which run it is, the epochs so far
+    dense.safetensors           the networks, their optimizer, the random states, the networks' average up to this epoch
+                                and up to the best
+    table-towers.safetensors    the table; table-average.safetensors and table-best.safetensors its average likewise
+    manifest.json               what has no arrays: which run it is, the epochs so far
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mainstem.weights.checkpoints import flatten, random_states, restore_random,
 
 __all__ = ["Checkpoints"]
 
-BEST = "best"
+AVERAGE, BEST = "average", "best"
 
 
 class Checkpoints:
@@ -42,20 +43,20 @@ class Checkpoints:
     def write(self, stage: str, run: Run, trainer: RetrievalTrainer, rng: np.random.Generator) -> None:
         """After an epoch; the one before is dropped."""
         towers = trainer.towers
-        kept = run.kept or {}
+        averages = {name: kept for name, kept in ((AVERAGE, run.average), (BEST, run.kept)) if kept is not None}
         arrays, tree = flatten(
             {
                 "run": self.run,
                 "epochs": [(each.number, each.loss, each.validation, each.seconds) for each in run.epochs],
                 "best": run.best,
                 "over": run.over,
-                "kept": kept.get("module"),
+                "averages": {name: kept["module"] for name, kept in averages.items()},
                 "module": towers.module.state_dict(),
                 "adam": trainer.learner.adam.state_dict(),
                 "random": random_states(rng),
             }
         )
-        tables = {TABLE: towers.table.state(), **({BEST: kept["table"]} if kept else {})}
+        tables = {TABLE: towers.table.state(), **{name: kept["table"] for name, kept in averages.items()}}
         line = self._line(stage)
         self.snapshots.save(line, arrays, tables, SnapshotMeta(extras={"state": tree}))
         self.snapshots.keep(line, 1)
@@ -80,6 +81,8 @@ class Checkpoints:
         trainer.towers.table.load(snapshot.tables[TABLE])
         trainer.learner.adam.load_state_dict(state["adam"])
         restore_random(state["random"], rng)
-        kept = None if state["kept"] is None else {"module": state["kept"], "table": snapshot.tables[BEST]}
+        averages = {
+            name: {"module": module, "table": snapshot.tables[name]} for name, module in state["averages"].items()
+        }
         epochs = [Epoch(*each) for each in state["epochs"]]
-        return Run(epochs, int(state["best"]), kept, bool(state["over"]))
+        return Run(epochs, int(state["best"]), averages.get(BEST), averages.get(AVERAGE), bool(state["over"]))

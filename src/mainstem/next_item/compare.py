@@ -20,7 +20,7 @@ from mainstem.next_item.actions import Actions
 from mainstem.next_item.checkpoints import Checkpoints
 from mainstem.next_item.display import TrainingDisplay
 from mainstem.next_item.model import SequenceModel
-from mainstem.next_item.preset import configured
+from mainstem.next_item.preset import AVERAGE, configured
 from mainstem.progress import Show
 from mainstem.schema.config import Config
 from mainstem.schema.errors import MainstemError, MissingExtra, NotReady
@@ -143,4 +143,5 @@ def identity(actions: Actions, config: Config, asked: Asked) -> str:
         digest.update(array.tobytes())
     for key in entities.tolist():
         digest.update(catalog.text(key).encode())
-    return f"{__version__} {digest.hexdigest()} {config.model!r} {config.train!r} {attributes} {asked.rules!r}"
+    learned = f"{config.model!r} {config.train!r} {AVERAGE} {attributes}"
+    return f"{__version__} {digest.hexdigest()} {learned} {asked.rules!r}"

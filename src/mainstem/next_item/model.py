@@ -14,7 +14,9 @@ import torch
 from mainstem import text
 from mainstem.evaluate.next_item import Ints, LeaveOneOut, Mask
 from mainstem.next_item.actions import Actions
+from mainstem.next_item.averaging import averaged, learned_by, restore
 from mainstem.next_item.checkpoints import Checkpoints
+from mainstem.next_item.preset import AVERAGE
 from mainstem.next_item.runs import Epoch, Run, Watch
 from mainstem.schema.config import Config
 from mainstem.schema.protocols import Floats
@@ -28,17 +30,18 @@ __all__ = ["SequenceModel", "scorer"]
 
 class SequenceModel:
     """`actions` learned by the towers as `config` says. checkpoints: where a killed run goes on; None: nowhere. minutes
-    of training after which no further epoch begins."""
+    of training after which no further epoch begins. average: the share that the average of the weights over epochs,
+    which is what scores come from, keeps of itself with each; 0: the newest weights alone."""
 
     name = "mainstem"
 
     def __init__(
         self, actions: Actions, config: Config, checkpoints: Checkpoints | None = None, watch: Watch | None = None,
-        minutes: float = math.inf,
+        minutes: float = math.inf, average: float = AVERAGE,
     ) -> None:  # fmt: skip
         positives = replace(actions.positives, length=config.history_length())
         self.actions, self.config, self.checkpoints = replace(actions, positives=positives), config, checkpoints
-        self.watch, self.minutes = watch or Watch(), minutes
+        self.watch, self.minutes, self.average = watch or Watch(), minutes, average
         self.seconds = 0.0
         self.chosen = Run()
         self.texts = text.keep(config.model.text.encoder, "memory://")
@@ -99,8 +102,9 @@ class SequenceModel:
                 if self.checkpoints is not None:
                     self.checkpoints.write(stage, run, trainer, rng)
                 self.watch.epoch(run)
-        if run.kept is not None:
-            restore(trainer, run.kept)
+        counts = run.average if run.kept is None else run.kept
+        if counts is not None:
+            restore(trainer, counts)
             self._vectors = None
         return run
 
@@ -118,26 +122,20 @@ class SequenceModel:
             losses.append(loss)
             counts.append(count)
             self.watch.step(count)
+        learned = learned_by(trainer)
+        run.average = averaged(run.average, learned, self.average)
         seconds = run.seconds + time.monotonic() - began
-        self._vectors = None
-        found = None if judge is None else judge()
+        found = None
+        if judge is not None:
+            restore(trainer, run.average)
+            self._vectors = None
+            found = judge()
+            restore(trainer, learned)
         before = max(run.figures(), default=-1.0)
         loss = float(np.average(losses, weights=counts)) if losses else 0.0
         run.epochs.append(Epoch(len(run.epochs) + 1, loss, found, seconds))
         if found is not None and found > before:
-            run.best, run.kept = len(run.epochs), learned_by(trainer)
-
-
-def learned_by(trainer: RetrievalTrainer) -> dict[str, Any]:
-    """A copy of all that scores come from: the networks' weights and the table's rows."""
-    module = {name: value.detach().clone() for name, value in trainer.towers.module.state_dict().items()}
-    return {"module": module, "table": trainer.towers.table.state()}
-
-
-def restore(trainer: RetrievalTrainer, kept: Mapping[str, Any]) -> None:
-    """Go back to what `learned_by` copied."""
-    trainer.towers.module.load_state_dict(kept["module"])
-    trainer.towers.table.load(kept["table"])
+            run.best, run.kept = len(run.epochs), run.average
 
 
 def scorer(

@@ -7,10 +7,13 @@ from typing import Any
 
 from mainstem.schema.config import Config
 
-__all__ = ["CANVAS", "PRESET", "configured"]
+__all__ = ["AVERAGE", "CANVAS", "PRESET", "configured"]
 
 CANVAS = "home"
 """The only canvas there is: what the user takes next."""
+
+AVERAGE = 0.75
+"""Of the weights over epochs (`averaging`): what it keeps of itself with each, so the last four or so count."""
 
 PRESET: dict[str, Any] = {
     # What `history.length` reads must be kept.

@@ -21,11 +21,13 @@ class Epoch:
 
 @dataclass(slots=True)
 class Run:
-    """How a fit stands: the epochs so far, which was best (0: none was judged), and what the best one learned."""
+    """How a fit stands: the epochs so far, which was best (0: none was judged), and the average (see `averaging`) up to
+    the best, which counts, and up to the last."""
 
     epochs: list[Epoch] = field(default_factory=list)
     best: int = 0
     kept: dict[str, Any] | None = None
+    average: dict[str, Any] | None = None
     over: bool = False
 
     @property
