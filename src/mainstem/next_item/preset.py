@@ -12,8 +12,8 @@ __all__ = ["AVERAGE", "CANVAS", "PRESET", "configured"]
 CANVAS = "home"
 """The only canvas there is: what the user takes next."""
 
-AVERAGE = 0.75
-"""Of the weights over epochs (`averaging`): what it keeps of itself with each, so the last four or so count."""
+AVERAGE = 0.5
+"""Of the weights over epochs (`averaging`): what it keeps of itself with each, so the last two or so count."""
 
 PRESET: dict[str, Any] = {
     # What `history.length` reads must be kept.
