@@ -168,9 +168,7 @@ def asked(peer: Peer, python: str, data: LeaveOneOut, told: list[str], seen: See
     return found
 
 
-def ours(
-    actions: Actions, config: Config, goal: float, resume: Path | None, seen: Seen
-) -> tuple[Run, float | None]:  # fmt: skip
+def ours(actions: Actions, config: Config, goal: float, resume: Path | None, seen: Seen) -> tuple[Run, float | None]:
     """The epochs until the goal, or until the training ended below it, and peak GiB (None: all are from `resume`)."""
     watch = Until(goal)
     kept = None if resume is None else Checkpoints(resume, 0, identity(actions, config, Asked()))
