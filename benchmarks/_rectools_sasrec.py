@@ -81,8 +81,9 @@ def main() -> None:
     seconds = time.monotonic() - began
     np.save(args.folder / "last.npy", scores(model, actions, before, actions[args.ask]))
     callbacks = [each for each in model.fit_trainer.callbacks if isinstance(each, ModelCheckpoint)]
-    state = torch.load(callbacks[0].best_model_path, weights_only=False)["state_dict"]
-    model.lightning_model.load_state_dict(state)
+    if callbacks[0].best_model_path:  # else no epoch ended: the last is the best
+        state = torch.load(callbacks[0].best_model_path, weights_only=False)["state_dict"]
+        model.lightning_model.load_state_dict(state)
     np.save(args.folder / "scores.npy", scores(model, actions, before, actions[args.ask]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     np.savez(

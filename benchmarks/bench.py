@@ -92,26 +92,29 @@ class Bench:
             say(f"{self.name}: {label} {number + 1}/{runs}: {values[-1]:,.6g}")
         return statistics.median(values)
 
-    def part(self, name: str, *, metric: str, ours: float, goal: float | None = None, **more: Any) -> None:
-        """A further figure of this benchmark, under `parts` in the report."""
+    def part(self, name: str, *, metric: str, ours: float | None, goal: float | None = None, **more: Any) -> None:
+        """A further figure of this benchmark, under `parts` in the report. ours: None where there is no figure since
+        ours did not get there, and so not to the goal."""
         met = None if goal is None else self._reached(ours, goal)
         self.parts[name] = {"metric": metric, "ours": _short(ours), "goal": goal, "met": met, **more}
 
     def report(
-        self, *, ours: float, peer: float | None, peer_name: str, keep: bool = True, **more: Any
+        self, *, ours: float | None, peer: float | None, peer_name: str, keep: bool = True, **more: Any
     ) -> dict[str, Any]:
-        """Print the JSON line and write `results/NAME.json` (unless `keep` is False: a smaller run); the object."""
-        ratio = None if not peer else ours / peer
+        """Print the JSON line and write `results/NAME.json` (unless `keep` is False: a smaller run); the object.
+        ours: as in `part`."""
+        ratio = None if not peer or ours is None else ours / peer
         judged = ratio if self._of_ratio else ours
+        compared = judged is not None or ours is None
         result: dict[str, Any] = {
             "name": self.name,
             "metric": self.metric,
             "ours": _short(ours),
-            "peer": None if peer is None else _short(peer),
+            "peer": _short(peer),
             "peer_name": peer_name,
-            "ratio": None if ratio is None else _short(ratio),
+            "ratio": _short(ratio),
             "goal": self.goal,
-            "met": None if self.goal is None or judged is None else self._reached(judged, self.goal),
+            "met": self._reached(judged, self.goal) if self.goal is not None and compared else None,
             "runs": {label: [_short(value) for value in values] for label, values in self.runs.items()},
             "seconds": round(time.monotonic() - self._started, 1),
             "machine": machine(),
@@ -126,12 +129,14 @@ class Bench:
         print(json.dumps(result), flush=True)
         return result
 
-    def _reached(self, value: float, goal: float) -> bool:
+    def _reached(self, value: float | None, goal: float) -> bool:
+        if value is None:
+            return False
         return value <= goal if self._lower else value >= goal
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
 
 
 def scripts() -> dict[str, str]:

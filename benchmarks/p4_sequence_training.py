@@ -1,25 +1,34 @@
-"""P4: how soon does training reach what RecTools' SASRec reaches in half an hour? Next item, validation.
+"""P4: how soon does training reach what RecTools' and RecBole's SASRec reach in half an hour? Next item, validation.
 
-The peer trains for `--minutes` at our width, blocks, heads, history and dropout, on as many threads, with the whole
-softmax, and answers validation; the better of its best epoch (by its own loss there) and its last counts. Then ours
-trains, by the one setting of next_item.py, until an epoch reaches that NDCG@10, which our code computes for both.
-Seconds are of training alone: ours without what asking validation takes, the peer's with the loss on validation that
-it computes after each epoch. `ratio` is ours by the peer's; 0.1 is the goal. One seed: the time is what is asked for.
+Each peer trains for `--minutes` at our width, blocks, heads, history and dropout, on one thread as we do, with the
+whole softmax, and answers validation; the better of its best epoch (by its own figure there) and its last counts. Then
+ours trains once, by the one setting of next_item.py, until an epoch reaches the higher NDCG@10, which our code computes
+for all. Seconds are of training alone: ours and RecBole's without what asking validation takes, RecTools' with the
+loss on validation that it computes after each epoch. The `ratio` is ours by the peer's, the worst of the peers'; each
+has a part of its own. 0.1 is the goal. Where ours ends below a peer there is no ratio, the goal is not met, and what
+was reached is kept. One seed: the time is what is asked for.
 
-RecTools lives in an environment of its own: pip install 'rectools[torch]'.
+The peers live in environments of their own: pip install 'rectools[torch]'; pip install recbole 'numpy<2' 'pandas<2.3'
+'scipy<1.12' 'setuptools<81'. A run that was killed goes on from `--resume`, and asks no peer again what it answered.
 
-    python benchmarks/p4_sequence_training.py SET --rectools-python FILE [--minutes 30] [--users 1.0] [--resume FOLDER]
+    python benchmarks/p4_sequence_training.py SET [--rectools-python FILE] [--recbole-python FILE] [--minutes 30]
+        [--users 1.0] [--resume FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from bench import Bench, say
@@ -34,26 +43,69 @@ from mainstem.next_item.preset import configured
 from mainstem.next_item.runs import Run, Watch
 from mainstem.schema.config import Config
 
-SCRIPT = Path(__file__).parent / "_rectools_sasrec.py"
-LENGTH = {"amazon-beauty": 50}  # of the peer's histories, which it pads: what its protocol says; ours packs them
+GOAL = 0.1
+LENGTH = {"amazon-beauty": 50}  # of the peers' histories, which they pad: what the protocol says; ours packs them
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A SASRec that `script` trains; more: what it is told besides what all are told."""
+
+    name: str
+    script: Path
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+PEERS = {
+    "rectools": Peer(
+        "RecTools SASRec", Path(__file__).parent / "_rectools_sasrec.py",
+        {"--ask": "validation", "--negatives": 0, "--epochs": 10_000, "--patience": 10_000},
+    ),
+    "recbole": Peer("RecBole SASRec", Path(__file__).parent / "_recbole_sasrec.py"),
+}  # fmt: skip
+
+
+class Trained(msgspec.Struct, frozen=True):
+    """What a peer reached: NDCG@10 on validation, after so many seconds and epochs of training. first: its best epoch's
+    and its last's NDCG@10."""
+
+    ndcg: float
+    best_and_last: tuple[float, float]
+    seconds: float
+    epochs: float
+    peak_gib: float
+    version: str
 
 
 class Reached(Exception):
-    """Raised by an epoch that is as good as the peer."""
+    """Raised by an epoch that is as good as the best peer."""
 
 
 class Until(Watch):
-    """Ends a training at the first epoch whose validation reaches `goal`."""
+    """Ends a training at the first epoch whose validation reaches `goal`. here: epochs of this process."""
 
     def __init__(self, goal: float) -> None:
         self.goal = goal
         self.run = Run()
+        self.here = 0
+
+    def begin(self, stage: str, run: Run, most: int, patience: int, actions: int) -> None:
+        self.run = run
+        if reached(run, self.goal) is not None:
+            raise Reached
 
     def epoch(self, run: Run) -> None:
-        self.run, last = run, run.epochs[-1]
+        self.here += 1
+        last = run.epochs[-1]
         say(f"ours, epoch {last.number}: validation NDCG@10 {last.validation:.4f}, {last.seconds:.0f} s")
         if last.validation is not None and last.validation >= self.goal:
             raise Reached
+
+
+def reached(run: Run, goal: float) -> float | None:
+    """Seconds of training until the first epoch that was as good as `goal`; None: there is none."""
+    good = (each.seconds for each in run.epochs if each.validation is not None and each.validation >= goal)
+    return next(good, None)
 
 
 def judged(data: LeaveOneOut, scores: Any, seen: Seen) -> float:
@@ -63,32 +115,61 @@ def judged(data: LeaveOneOut, scores: Any, seen: Seen) -> float:
     return float(ndcg(ranks_of(said, data, places, seen=seen), 10).mean())
 
 
-def peer(python: str, actions: Actions, config: Config, minutes: float, seen: Seen) -> dict[str, Any]:
-    """NDCG@10 on validation, seconds, epochs and peak GiB of RecTools' SASRec."""
-    data, history = actions.data, config.model.history
-    with tempfile.TemporaryDirectory() as folder:
-        np.savez(
-            Path(folder) / "actions.npz", item=data.item, offsets=data.offsets, items=data.items,
-            learned=data.learned(), validation=data.held("validation"), test=data.held("test"), seed=0,
-        )  # fmt: skip
-        told = {
-            "--minutes": minutes, "--ask": "validation", "--negatives": 0, "--factors": config.model.dim,
-            "--blocks": history.layers, "--heads": history.heads, "--length": LENGTH.get(actions.name, 200),
-            "--dropout": history.dropout, "--epochs": 10_000, "--patience": 10_000,
-        }  # fmt: skip
-        words = [str(word) for pair in told.items() for word in pair]
-        subprocess.run([python, str(SCRIPT), folder, *words], check=True, stdout=sys.stderr)
-        facts = dict(np.load(Path(folder) / "facts.npz"))
-        found = [judged(data, np.load(Path(folder) / name, mmap_mode="r"), seen) for name in ("scores.npy", "last.npy")]
-    say(f"rectools: validation NDCG@10 best {found[0]:.4f}, last {found[1]:.4f}, {facts['epochs']} epochs")
-    return {
-        "ndcg": max(found), "seconds": float(facts["seconds"]), "epochs": int(facts["epochs"]),
-        "peak_gib": float(facts["peak_gib"]), "version": str(facts["version"]),
+def words(peer: Peer, name: str, config: Config, minutes: float) -> list[str]:
+    """What a peer's script is told."""
+    history = config.model.history
+    told = {
+        "--minutes": minutes, "--factors": config.model.dim, "--blocks": history.layers, "--heads": history.heads,
+        "--length": LENGTH.get(name, 200), "--dropout": history.dropout, **peer.more,
     }  # fmt: skip
+    return [str(word) for pair in told.items() for word in pair]
+
+
+def question(peer: Peer, data: LeaveOneOut, told: list[str], seen: Seen) -> str:
+    """All that a peer's answer depends on, but its environment: a digest."""
+    digest = hashlib.sha256(peer.script.read_bytes())
+    for array in (data.item, data.offsets):
+        digest.update(array.tobytes())
+    digest.update(f"{data.items} {told} {seen}".encode())
+    return digest.hexdigest()[:16]
+
+
+def trained(peer: Peer, python: str, data: LeaveOneOut, told: list[str], seen: Seen) -> Trained:
+    """`peer`, trained in its own environment and judged in ours."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(
+            folder / "actions.npz", item=data.item, offsets=data.offsets, items=data.items, learned=data.learned(),
+            validation=data.held("validation"), test=data.held("test"), seed=0,
+        )  # fmt: skip
+        subprocess.run([python, str(peer.script), name, *told], check=True, stdout=sys.stderr)
+        facts = dict(np.load(folder / "facts.npz"))
+        best, last = (judged(data, np.load(folder / file, mmap_mode="r"), seen) for file in ("scores.npy", "last.npy"))
+    return Trained(
+        ndcg=max(best, last), best_and_last=(best, last), seconds=float(facts["seconds"]),
+        epochs=round(float(facts["epochs"]), 3), peak_gib=float(facts["peak_gib"]), version=str(facts["version"]),
+    )  # fmt: skip
+
+
+def asked(peer: Peer, python: str, data: LeaveOneOut, told: list[str], seen: Seen, resume: Path | None) -> Trained:
+    """What `peer` answers, or answered when it was asked the same before and `resume` kept it."""
+    kept = resume / f"{peer.script.stem}-{question(peer, data, told, seen)}.json" if resume else None
+    if kept is not None and kept.exists():
+        found = msgspec.json.decode(kept.read_bytes(), type=Trained)
+    else:
+        found = trained(peer, python, data, told, seen)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            whole = kept.with_suffix(".new")
+            whole.write_bytes(msgspec.json.encode(found))
+            whole.replace(kept)
+    best, last = found.best_and_last
+    say(f"{peer.name}: validation NDCG@10 best {best:.4f}, last {last:.4f}, {found.epochs:g} epochs")
+    return found
 
 
 def ours(actions: Actions, config: Config, goal: float, resume: Path | None, seen: Seen) -> tuple[Run, float | None]:
-    """The epochs until the goal, and peak GiB."""
+    """The epochs until the goal, or until the training ended below it, and peak GiB (None: all are from `resume`)."""
     watch = Until(goal)
     kept = None if resume is None else Checkpoints(resume, 0, identity(actions, config, Asked()))
     model = SequenceModel(actions, config, kept, watch)
@@ -98,35 +179,57 @@ def ours(actions: Actions, config: Config, goal: float, resume: Path | None, see
             say(f"ours: the training ended below {goal:.4f}")
         except Reached:
             say(f"ours: reached {goal:.4f}")
-    return watch.run, peak.gib
+    return watch.run, peak.gib if watch.here else None
+
+
+def report(bench: Bench, run: Run, peers: Mapping[str, Trained], keep: bool, **more: Any) -> dict[str, Any]:
+    """A part for each peer; the figure of all is that of the peer against which ours is worst."""
+    at = {name: reached(run, each.ndcg) for name, each in peers.items()}
+    for name, each in peers.items():
+        seconds = at[name]
+        bench.part(
+            name, metric="seconds to its validation NDCG@10, ours / peer", goal=GOAL,
+            ours=None if seconds is None else seconds / each.seconds, seconds=seconds, peer=msgspec.to_builtins(each),
+        )  # fmt: skip
+
+    def badness(name: str) -> tuple[float, float]:
+        seconds = at[name]
+        return math.inf if seconds is None else seconds / peers[name].seconds, peers[name].ndcg
+
+    worst = max(peers, key=badness)
+    return bench.report(
+        ours=at[worst], peer=peers[worst].seconds, peer_name=worst, keep=keep, reached=max(run.figures()),
+        epochs=[{"seconds": each.seconds, "ndcg": each.validation} for each in run.epochs], **more,
+    )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=datasets.names())
-    parser.add_argument(
-        "--rectools-python", required=True, help="the interpreter of an environment with rectools[torch]"
-    )
-    parser.add_argument("--minutes", type=float, default=30.0, help="of the peer's training; fewer are not kept")
+    for key, peer in PEERS.items():
+        parser.add_argument(f"--{key}-python", help=f"the interpreter of an environment with {key}: {peer.name}")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of each peer's training; fewer are not kept")
     parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
-    parser.add_argument("--resume", type=Path, help="folder for our checkpoints")
+    parser.add_argument("--resume", type=Path, help="folder for our checkpoints and the peers' answers")
     args = parser.parse_args()
+    pythons = {key: python for key in PEERS if (python := getattr(args, f"{key}_python"))}
+    if not pythons:
+        parser.error("at least one peer's interpreter is needed")
     rules = RULES.get(args.dataset, Rules())
     actions = of_dataset(datasets.get(args.dataset), users=args.users, min_count=rules.min_count)
     config = configured(actions.config)
     bench = Bench(
-        f"p4_sequence_training_{args.dataset}", metric="seconds to the peer's validation NDCG@10", goal=0.1,
+        f"p4_sequence_training_{args.dataset}", metric="seconds to the peer's validation NDCG@10", goal=GOAL,
         lower_is_better=True, goal_is_ratio=True,
     )  # fmt: skip
-    theirs = peer(args.rectools_python, actions, config, args.minutes, rules.seen)
-    run, peak = ours(actions, config, theirs["ndcg"], args.resume, rules.seen)
-    best = max(run.figures())
-    if best < theirs["ndcg"]:
-        raise SystemExit(f"ours ended at {best:.4f}, below the peer's {theirs['ndcg']:.4f}: there is no ratio")
-    bench.report(
-        ours=run.seconds, peer=theirs["seconds"], peer_name="RecTools SASRec",
-        keep=args.users == 1.0 and args.minutes >= 30, theirs=theirs, peak_gib=peak,
-        reached=best, threads=config.train.threads, validation=run.figures(),
+    peers = {}
+    for key, python in pythons.items():
+        peer = PEERS[key]
+        told = words(peer, actions.name, config, args.minutes)
+        peers[peer.name] = asked(peer, python, actions.data, told, rules.seen, args.resume)
+    run, peak = ours(actions, config, max(each.ndcg for each in peers.values()), args.resume, rules.seen)
+    report(
+        bench, run, peers, keep=args.users == 1.0 and args.minutes >= 30, peak_gib=peak, threads=config.train.threads,
         command=f"python benchmarks/p4_sequence_training.py {args.dataset} --minutes {args.minutes:g}",
     )  # fmt: skip
 

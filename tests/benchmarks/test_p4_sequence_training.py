@@ -1,0 +1,165 @@
+"""What P4 rests on: a peer is judged by our figure and asked once, ours stops where it must, falling short is told."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mainstem.evaluate.next_item import LeaveOneOut
+from mainstem.next_item.runs import Epoch, Run
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+# What a peer's script is to do, by one that knows what is asked for (or with --wrong, what is not) in its last epoch
+# alone; it notes how often it ran.
+SCRIPT = """
+import argparse, pathlib, numpy as np
+parser = argparse.ArgumentParser()
+parser.add_argument("folder", type=pathlib.Path)
+parser.add_argument("--wrong", type=int, default=0)
+parser.add_argument("--runs", type=pathlib.Path)
+args = parser.parse_args()
+actions = np.load(args.folder / "actions.npz")
+wanted = actions["item"][actions["validation"]]
+assert not actions["learned"][actions["validation"]].any() and not actions["learned"][actions["test"]].any()
+scores = np.zeros((len(wanted), int(actions["items"])), np.float32)
+scores[np.arange(len(wanted)), (wanted + args.wrong) % scores.shape[1]] = 1
+np.save(args.folder / "last.npy", scores)
+np.save(args.folder / "scores.npy", -scores)
+np.savez(args.folder / "facts.npz", seconds=60.0, epochs=0.25, peak_gib=1.5, version="1.0")
+args.runs.write_text(args.runs.read_text() + "x")
+"""
+
+
+@pytest.fixture(scope="module")
+def p4() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+        return importlib.import_module("p4_sequence_training")
+
+
+@pytest.fixture
+def data() -> LeaveOneOut:
+    rng = np.random.default_rng(0)
+    return LeaveOneOut(np.concatenate([rng.permutation(50)[:5] for _ in range(20)]), np.arange(0, 101, 5), 50)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    (tmp_path / "runs").write_text("")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def peer(p4: ModuleType, tmp_path: Path) -> object:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return p4.Peer("a peer", tmp_path / "script.py")
+
+
+def a_run(*figures: float) -> Run:
+    return Run([Epoch(number, 1.0, figure, 10.0 * number) for number, figure in enumerate(figures, 1)])
+
+
+def trained(p4: ModuleType, ndcg: float, seconds: float = 100.0) -> object:
+    return p4.Trained(
+        ndcg=ndcg, best_and_last=(ndcg, 0.0), seconds=seconds, epochs=1.5, peak_gib=2.0, version="1.0"
+    )  # fmt: skip
+
+
+def bench(p4: ModuleType) -> object:
+    return p4.Bench("p4", metric="seconds", goal=p4.GOAL, lower_is_better=True, goal_is_ratio=True)
+
+
+def test_a_peer_is_judged_by_our_figure_and_the_better_of_best_and_last_counts(
+    p4: ModuleType, data: LeaveOneOut, peer: object, runs: Path
+) -> None:
+    found = p4.asked(peer, sys.executable, data, ["--runs", str(runs)], "filter", None)
+    assert found.ndcg == 1
+    assert found.best_and_last == (0, 1)
+    assert (found.seconds, found.epochs, found.peak_gib, found.version) == (60, 0.25, 1.5, "1.0")
+    assert p4.asked(peer, sys.executable, data, ["--runs", str(runs), "--wrong", "1"], "filter", None).ndcg < 0.5
+
+
+def test_a_peer_is_not_asked_the_same_again(
+    p4: ModuleType, data: LeaveOneOut, peer: object, runs: Path, tmp_path: Path
+) -> None:
+    def ask(*more: str, of: LeaveOneOut = data) -> float:
+        told = ["--runs", str(runs), *more]
+        return float(p4.asked(peer, sys.executable, of, told, "filter", tmp_path / "kept").ndcg)
+
+    assert ask() == ask() == 1
+    assert runs.read_text() == "x"
+    assert ask("--wrong", "1") < 0.5
+    assert runs.read_text() == "xx"
+    ask(of=LeaveOneOut(data.item[::-1].copy(), data.offsets, 50))
+    assert runs.read_text() == "xxx"
+    assert ask() == 1
+    assert runs.read_text() == "xxx"
+
+
+def test_every_peer_is_told_what_ours_is_trained_with(p4: ModuleType) -> None:
+    history = SimpleNamespace(layers=2, heads=4, dropout=0.2)
+    config = SimpleNamespace(model=SimpleNamespace(dim=128, history=history))
+    for peer in p4.PEERS.values():
+        words = p4.words(peer, "amazon-beauty", config, 30.0)
+        told = dict(zip(words[::2], words[1::2], strict=True))
+        assert told["--minutes"] == "30.0"
+        assert told["--factors"] == "128"
+        assert (told["--blocks"], told["--heads"], told["--dropout"]) == ("2", "4", "0.2")
+        assert told["--length"] == "50"
+        assert all(f'"{option}"' in peer.script.read_text() for option in told)
+
+
+def test_training_ends_at_the_first_epoch_that_reaches_the_goal(p4: ModuleType) -> None:
+    watch = p4.Until(0.2)
+    watch.begin("choose", a_run(), 10, 5, 100)
+    watch.epoch(a_run(0.1, 0.19))
+    with pytest.raises(p4.Reached):
+        watch.epoch(a_run(0.1, 0.19, 0.2))
+    assert watch.here == 2
+
+
+def test_a_resumed_training_that_had_reached_the_goal_trains_no_more(p4: ModuleType) -> None:
+    watch = p4.Until(0.2)
+    with pytest.raises(p4.Reached):
+        watch.begin("choose", a_run(0.1, 0.3, 0.15), 10, 5, 100)
+    assert p4.reached(watch.run, 0.2) == 20
+    assert watch.here == 0
+
+
+def test_the_worst_of_the_ratios_is_the_figure(p4: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    peers = {"low": trained(p4, 0.1), "high": trained(p4, 0.2), "slow": trained(p4, 0.2, seconds=400)}
+    p4.report(bench(p4), a_run(0.1, 0.15, 0.15, 0.25), peers, keep=False, peak_gib=3.0)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ours"], told["peer"], told["peer_name"], told["ratio"]) == (40, 100, "high", 0.4)
+    assert told["met"] is False
+    assert {name: part["ours"] for name, part in told["parts"].items()} == {"low": 0.1, "high": 0.4, "slow": 0.1}
+    assert {name: part["met"] for name, part in told["parts"].items()} == {"low": True, "high": False, "slow": True}
+    assert told["parts"]["low"]["seconds"] == 10
+    assert told["parts"]["low"]["peer"]["peak_gib"] == 2
+    assert told["peak_gib"] == 3
+    assert told["epochs"][-1] == {"seconds": 40, "ndcg": 0.25}
+
+
+def test_a_training_that_ends_below_a_peer_is_told_and_not_met(
+    p4: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peers = {"low": trained(p4, 0.1, seconds=1000), "high": trained(p4, 0.3)}
+    p4.report(bench(p4), a_run(0.1, 0.2, 0.15), peers, keep=False)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ours"], told["peer"], told["peer_name"], told["ratio"]) == (None, 100, "high", None)
+    assert told["met"] is False
+    assert told["reached"] == 0.2
+    assert (told["parts"]["low"]["ours"], told["parts"]["low"]["met"]) == (0.01, True)
+    assert (told["parts"]["high"]["ours"], told["parts"]["high"]["met"]) == (None, False)
+    assert told["parts"]["high"]["peer"]["ndcg"] == 0.3
+
+
+def test_a_goal_without_a_peer_is_not_judged(p4: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    bench(p4).report(ours=1.0, peer=None, peer_name="none", keep=False)
+    assert json.loads(capsys.readouterr().out)["met"] is None
