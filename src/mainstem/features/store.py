@@ -57,10 +57,10 @@ class _Meta(msgspec.Struct, frozen=True):
 
 
 class _Pending(NamedTuple):
-    """The `count` events that are pending in a version of the state, folded."""
+    """What is pending in a version of the state, so many events, folded."""
 
     version: int
-    count: int
+    events: int
     overlay: Overlay
 
 
@@ -273,7 +273,7 @@ class Store:
             pending = self._pending(snapshot)
             if made is not None and first <= made.version < version <= last:
                 overlay = made.overlay.copied(snapshot)
-                self._fold(pending[made.count :], overlay)
+                self._fold(pending[made.events :], overlay)
             else:
                 overlay = Overlay(snapshot)
                 self._fold(pending, overlay)
