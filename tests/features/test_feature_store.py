@@ -18,6 +18,7 @@ from laws import (
     START,
     TIGHT,
     WORLD,
+    Answer,
     Colours,
     all_same,
     ask,
@@ -128,6 +129,68 @@ def test_a_batch_may_come_twice(url: str) -> None:
     assert twice.position() == Position.at(60)
     all_same(everyone(once, START + 60 * HOUR), everyone(twice, START + 60 * HOUR))
     twice.close()
+
+
+TIED = [event(n, START, f"u{n % 3}", f"i{n % 5}", ("purchase", "hide")[n % 7 == 6], store="a") for n in range(20)]
+
+
+def test_events_of_one_time_are_each_folded_once_for_views(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = features.open(url, WORLD, Colours())
+    folded: list[int] = []
+    fold = store._fold
+    monkeypatch.setattr(store, "_fold", lambda rows, state: (folded.append(len(rows)), fold(rows, state))[1])
+    for n, one in enumerate(TIED):
+        write(store, [one], first=n)
+        whole = features.open("memory://", WORLD, Colours())
+        write(whole, TIED[: n + 1])
+        all_same(everyone(store, START + HOUR), everyone(whole, START + HOUR))
+    assert sum(folded) == len(TIED), "none of them is in the base, and none was folded twice"
+    store.close()
+
+
+def test_a_view_keeps_what_was_pending_when_it_was_opened(url: str) -> None:
+    store = features.open(url, WORLD, Colours())
+    write(store, TIED[:8])
+    with store.view(Context(user="u0", time=START + HOUR)) as view:
+        before = view.values(CANDIDATES)
+    with store.view(Context(user="u0", time=START + HOUR)) as view:
+        write(store, TIED[8:], first=8)
+        everyone(store, START + HOUR)  # folds what came
+        np.testing.assert_array_equal(view.values(CANDIDATES), before)
+    with store.view(Context(user="u0", time=START + HOUR)) as view:
+        assert (view.values(CANDIDATES) != before).any()
+    store.close()
+
+
+@pytest.mark.parametrize("between", ["late", "newer", "erase", "alias", "expire"])
+def test_what_is_pending_is_folded_anew_over_another_base(url: str, between: str) -> None:
+    """Views before and after it, and more events of the same time behind it."""
+    late = event(50, START - HOUR, "u0", "i4", store="a")
+    newer = event(50, START + 1, "u0", "i4", store="a")
+    old = event(51, START - 500 * DAY, "u0", "i6", store="a")
+
+    def told(viewed: bool) -> list[Answer]:
+        store = features.open(url if viewed else "memory://", WORLD, Colours())
+        write(store, [old, *TIED[:9]])
+        if viewed:
+            everyone(store, START + HOUR)
+        if between in ("late", "newer"):
+            write(store, [late if between == "late" else newer], first=10)
+        elif between == "erase":
+            store.erase(key64("user", "u0"))
+        elif between == "alias":
+            store.alias(key64("user", "u1"), key64("user", "u0"))
+        else:
+            assert store.expire(START + HOUR) > 0
+        if viewed:
+            everyone(store, START + HOUR)
+        write(store, TIED[9:], first=11)
+        try:
+            return everyone(store, START + HOUR)
+        finally:
+            store.close()
+
+    all_same(told(True), told(False))
 
 
 def test_erasure_leaves_nothing_of_the_user(url: str) -> None:

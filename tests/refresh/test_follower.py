@@ -324,6 +324,43 @@ def test_followed_in_a_thread_one_reads_one_s_writes() -> None:
     follow.stop()
 
 
+def test_records_that_nobody_waits_for_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "GATHER", 3600.0)
+    log, catalog, store = holders()
+    sizes: list[int] = []
+
+    class Counting(Follower):
+        def step(self) -> int:
+            sizes.append(super().step())
+            return sizes[-1]
+
+    follow = Counting(log, catalog, store)
+    follow.start()
+    try:
+        first = log.append([event(1)]).position
+        assert until(lambda: follow.position == first), "a log that was still is followed at once"
+        for number in range(2, 6):
+            after = log.append([event(number, entity=str(number))]).position
+        assert follow.wait_for(after, 20), "who waits ends the gathering"
+        assert [size for size in sizes if size] == [1, 4]
+        assert item_key("5") in bought(store)
+    finally:
+        follow.stop()
+    assert follow.failure is None
+
+
+def test_a_full_batch_is_followed_by_the_next_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "GATHER", 3600.0)
+    log, catalog, store = holders()
+    after = log.append([event(number) for number in range(1, 10)]).position
+    follow = Follower(log, catalog, store, batch=2)
+    follow.start()
+    try:
+        assert until(lambda: follow.position == after)
+    finally:
+        follow.stop()
+
+
 def test_a_failure_is_seen_and_passes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(follower, "RETRY_FIRST", 0.01)
     log, catalog, store = holders()

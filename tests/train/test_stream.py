@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from stream_world import (
 from mainstem import weights
 from mainstem.schema.errors import NotReady
 from mainstem.schema.records import Erase, Event
+from mainstem.train.stream import GATHER
 from mainstem.weights.checkpoints import flatten, unflatten
 
 
@@ -47,6 +49,39 @@ def test_what_is_served_is_what_was_learned(base: Path, tmp_path: Path) -> None:
     started = world.trainer(world_of(base, tmp_path, "fresh").store).learner.ranking.ranker
     assert not torch.equal(started.wide.weight, online.learner.ranking.ranker.wide.weight)  # canary: it was learned
     assert not torch.equal(started.shift, online.learner.ranking.ranker.shift)
+
+
+def test_records_that_come_thinly_are_gathered(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full batches follow each other at once; then each wait is within its bound, and what came in it is one step."""
+    world = world_of(base, tmp_path, publish_every="20ms")
+    online, sizes, waits = world.trainer(), list[int](), list[float]()
+    step, last = online.step, world.rest[-1].time
+    new = [Event(event_id=f"n{i}", time=last + i, user="u1", kind="purchase", entity="3") for i in range(3)]
+
+    def counted() -> int:
+        sizes.append(step())
+        if len(sizes) > 100:  # a trainer that does not wait would go on for ever
+            stop.set()
+        return sizes[-1]
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            waits.append(timeout)
+            for event in new if len(waits) == 1 else []:
+                world.log.append([event])
+            if len(waits) == 2:
+                self.set()
+            return self.is_set()
+
+    monkeypatch.setattr(online, "step", counted)
+    behind = world.log.end().offset() - online.position.offset()
+    stop = Stop()
+    online.run(stop)
+    assert [size for size in sizes if size] == [32] * (behind // 32) + [behind % 32, 3]
+    assert all(0 <= seconds <= GATHER for seconds in waits)
+    assert online.position == world.log.end()
+    assert served(world)[2].place == online.place, "all of it was published"
 
 
 def test_new_items_are_learned(base: Path, tmp_path: Path) -> None:

@@ -102,6 +102,13 @@ class Overlay:
         other.changes, other._sorted = self.changes, self._sorted
         return other
 
+    def copied(self, base: Snapshot) -> Overlay:
+        """The same changes over another snapshot with the same records, to be added to: those who read this one go on
+        with what it holds."""
+        other = Overlay(base)
+        other.changes = {table: dict(changes) for table, changes in self.changes.items()}
+        return other
+
     def get(self, table: str, keys: Sequence[int]) -> list[bytes | None]:
         changed = self.changes.get(table)
         if not changed:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from threading import Lock, RLock
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -55,6 +56,14 @@ class _Meta(msgspec.Struct, frozen=True):
     folded: int | None = None
 
 
+class _Pending(NamedTuple):
+    """What is pending in a version of the state, so many events, folded."""
+
+    version: int
+    events: int
+    overlay: Overlay
+
+
 class Store:
     """Implements `FeatureStore`. One writer; views may be opened from any thread."""
 
@@ -92,7 +101,9 @@ class Store:
         self._mirrored = -1
         self._lock = RLock()  # of the mirrors and the overlay
         self._writing = Lock()
-        self._pending_overlay: tuple[int, Overlay] | None = None
+        self._pending_overlay: _Pending | None = None
+        self._same_base = (-1, -1)
+        """Versions, the first and the last, between which this store folded nothing: what is pending only grew."""
         self._open()
 
     def _open(self) -> None:
@@ -158,6 +169,9 @@ class Store:
 
     def _commit(self, state: Overlay, meta: _Meta) -> None:
         version = meta.version + 1
+        first, last = self._same_base
+        same = state.changes.keys() <= {"meta"}
+        self._same_base = first if same and last == meta.version else meta.version if same else version, version
         state.put("meta", [_META], [msgspec.json.encode(msgspec.structs.replace(meta, version=version))])
         keys = [list(state.changes.get(table, ())) for table in self._mirrors]
         sizes = [len(one) for one in keys]
@@ -251,12 +265,20 @@ class Store:
         return Reading(snapshot, overlay, self._mirrors, self._lock, lambda: self._mirrored == version), meta
 
     def _overlay(self, snapshot: Snapshot, version: int) -> Overlay:
-        """The pending events folded over `snapshot`, made once per version."""
-        if self._pending_overlay is None or self._pending_overlay[0] != version:
-            made = Overlay(snapshot)
-            self._fold(self._pending(snapshot), made)
-            self._pending_overlay = version, made
-        return self._pending_overlay[1].over(snapshot)
+        """The pending events folded over `snapshot`, made once per version; where they only grew, from what was made
+        before: many events may bear one time, and each makes a version."""
+        made = self._pending_overlay
+        if made is None or made.version != version:
+            first, last = self._same_base
+            pending = self._pending(snapshot)
+            if made is not None and first <= made.version < version <= last:
+                overlay = made.overlay.copied(snapshot)
+                self._fold(pending[made.events :], overlay)
+            else:
+                overlay = Overlay(snapshot)
+                self._fold(pending, overlay)
+            made = self._pending_overlay = _Pending(version, len(pending), overlay)
+        return made.overlay.over(snapshot)
 
     def _catch_up(self, snapshot: Snapshot, version: int) -> None:
         """Bring the mirrors to `version`, by the keys that the versions since changed, or by loading all."""

@@ -36,6 +36,9 @@ Forget = Callable[[str, str], object]
 Sweep = Callable[[int], int]
 """Called once a day of event time (`expiry.py`) with the day reached (ms): drops what has expired; how much."""
 
+# Seconds from one step to the next while nobody waits for it: a step costs nearly the same for one event as for ten,
+# and each makes views anew. Whoever waits (`wait_for`), and a log that was still, is not held up.
+GATHER = 0.025
 # Seconds between notes to the log, and between attempts after a failure: at first, and at most.
 NOTE_EVERY = 1.0
 RETRY_FIRST, RETRY_MOST = 0.5, 30.0
@@ -75,6 +78,7 @@ class Follower:
         """What stopped the last attempt; None while all is well."""
         self._stepping = threading.Lock()
         self._moved = threading.Condition()
+        self._waiting = 0  # callers of `wait_for` whose position is not reached yet; under `_moved`
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._noted_at = 0.0
@@ -155,9 +159,17 @@ class Follower:
         self.note()
 
     def wait_for(self, position: Position, timeout: float) -> bool:
-        """Block until the stores reflect `position` or `timeout` seconds pass (law 3)."""
+        """Block until the stores reflect `position` or `timeout` seconds pass (law 3). A follower that gathers stops
+        gathering."""
         with self._moved:
-            return self._moved.wait_for(lambda: position <= self._seen, timeout)
+            if position <= self._seen:
+                return True
+            self._waiting += 1
+            self._moved.notify_all()
+            try:
+                return self._moved.wait_for(lambda: position <= self._seen, timeout)
+            finally:
+                self._waiting -= 1
 
     def start(self) -> None:
         """Follow in a thread of its own until `stop`. An error is kept in `failure` until a later attempt works."""
@@ -167,6 +179,8 @@ class Follower:
 
     def stop(self) -> None:
         self._stop.set()
+        with self._moved:
+            self._moved.notify_all()
         if self._thread:
             self._thread.join()
             self._thread = None
@@ -175,8 +189,12 @@ class Follower:
         pause = RETRY_FIRST
         while not self._stop.is_set():
             try:
-                if not self.step():
+                began = time.monotonic()
+                taken = self.step()
+                if not taken:
                     self.log.wait(self._seen, 0.2)
+                elif taken < self.batch:
+                    self._gather(began + GATHER - time.monotonic())
                 self.failure, pause = None, RETRY_FIRST
             except Exception as error:  # noqa: BLE001 - any failure must reach readiness, not vanish with the thread
                 self.failure = error
@@ -190,6 +208,11 @@ class Follower:
         except Exception as error:  # noqa: BLE001 - as above; the note is repeated at the next start
             self.failure = error
             _log.exception("stopped at %s and could not note it", self._seen)
+
+    def _gather(self, seconds: float) -> None:
+        """Let records come together for so long, or until somebody waits for one."""
+        with self._moved:
+            self._moved.wait_for(lambda: self._waiting or self._stop.is_set(), max(seconds, 0.0))
 
     def _fresh(self, batch: LogBatch, position: Position) -> tuple[list[LogRecord], list[int]]:
         """What a store standing at `position` has not seen of the batch."""

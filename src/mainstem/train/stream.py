@@ -42,6 +42,9 @@ _log = logging.getLogger(__name__)
 FOLLOWER = "trainer"
 # Seconds that an idle trainer waits for the log at most.
 IDLE = 0.2
+# Seconds from one step to the next, at least, while records come thinly: a step of a few costs nearly what one of many
+# does, and the cores are for those who answer. What is due is published as soon as without it.
+GATHER = 0.1
 # Seconds between attempts after a failure: at first, and at most.
 RETRY_FIRST, RETRY_MOST = 0.5, 30.0
 
@@ -333,7 +336,7 @@ class OnlineTrainer:
         pause = RETRY_FIRST
         while not stop.is_set():
             try:
-                self._turn()
+                self._turn(stop)
                 self.status.failure, pause = str(self._writer.failure or ""), RETRY_FIRST
             except Exception as error:  # noqa: BLE001 - whatever fails must be seen, and not end the learning
                 self.status.failure = f"{type(error).__name__}: {error}"
@@ -342,13 +345,17 @@ class OnlineTrainer:
                 pause = min(2 * pause, RETRY_MOST)
         self.close()
 
-    def _turn(self) -> None:
-        """One micro-batch, or a wait for one; and what is due."""
-        if not self.step():
-            left = self._every["publish"] - (time.monotonic() - self._window.since)
-            self.log.wait(self.position, max(min(left, IDLE), 0.001) if self._window.cuts else IDLE)
+    def _turn(self, stop: threading.Event) -> None:
+        """One micro-batch, and what is due; then a wait for more, where there was not enough for a full one."""
+        began = time.monotonic()
+        taken = self.step()
         if self.due():
             self.publish()
+        left = self._every["publish"] - (time.monotonic() - self._window.since) if self._window.cuts else IDLE
+        if not taken:
+            self.log.wait(self.position, max(min(left, IDLE), 0.001))
+        elif taken < self.online.batch:
+            stop.wait(max(min(left, began + GATHER - time.monotonic()), 0.0))
 
     def close(self) -> None:
         """Publish what is learned and write a snapshot, so that the next start has nothing to repeat."""
