@@ -103,8 +103,9 @@ class Packing:
         same = [place for place, found in zip(places, folded, strict=True) if users[place][1:] == found]
         counts = count[same, 0]
         bits, ends = encode(_histories(users, same), counts)
-        for place, events, start, end in zip(same, counts.tolist(), [0, *ends[:-1]], ends, strict=True):
-            flag, tail = _FOLDED | 0b111, events.to_bytes(1, "little") + bits[start:end]
+        flag, start = _FOLDED | 0b111, 0
+        for place, events, end in zip(same, counts.tolist(), ends, strict=True):
+            tail, start = events.to_bytes(1, "little") + bits[start:end], end
             values[place] = _head.pack(flag, crc32(tail, flag)) + tail
 
     def _unpack_folded(self, places: Sequence[int], tails: Sequence[bytes], users: list[User]) -> None:
