@@ -102,9 +102,11 @@ class World:
         for start in range(0, len(self.user), size):
             some = slice(start, start + size)
             n = len(self.user[some])
+            # copies: a view would keep the world's own arrays in the process that is measured
             yield EventBatch(
-                time=self.time[some], user=self.user_keys[self.user[some]], entity=self.item_keys[self.item[some]],
-                kind=np.zeros(n, np.int16), value=np.ones(n), session=self.session[some],
+                time=self.time[some].copy(), session=self.session[some].copy(),
+                user=self.user_keys[self.user[some]], entity=self.item_keys[self.item[some]],
+                kind=np.zeros(n, np.int16), value=np.ones(n),
                 place=np.zeros(n, np.uint64), offset=np.full(n, -1), canvas=np.zeros(n, np.uint64),
                 query=np.zeros(n, np.uint64), setting=np.zeros(n, np.uint64), kinds=("purchase",),
             )  # fmt: skip

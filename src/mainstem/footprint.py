@@ -32,9 +32,12 @@ NODE = 18
 """Of an entry in LMDB beside its value: header, key, place in the page."""
 FILL = 0.66
 """How full LMDB's pages are of records of one width, written in no order."""
-PACKED_USER, PACKED_EVENT, PACKED_SESSION = 85, 22, 16
-"""Of a user's value after compression (`features/packing.py`): whatever it holds, per event (its key and time, once for
-both lists), per session. Measured; the rest of this file is exact or follows from the structure."""
+PACKED_USER, PACKED_EVENT, PACKED_ENTITY, PACKED_SESSION = 24, 3, 8, 5
+"""Of a user's value (`features/packing.py`) whose counts follow from the history: whatever it holds; per event its step
+in time and what tells it apart; per different entity its key; per session its number, and a longer step. Measured; the
+rest of this file is exact or follows from the structure."""
+COUNTED = 17
+"""Of an entity counted for which the history holds no event any more, compressed. Measured."""
 COPIES = 2
 """LMDB copies the pages that a commit changes, and takes them again two commits later."""
 OBJECTS = 150
@@ -112,7 +115,8 @@ def _features(config: Config, shape: Shape) -> dict[str, float]:
     counted = min(shape.distinct, config.features.items_per_user)
     kept = min(shape.events, config.features.history)
     beside = shape.neighbours or config.features.neighbours
-    packed = PACKED_USER + PACKED_EVENT * max(kept, counted) + PACKED_SESSION * kept / shape.session
+    packed = PACKED_USER + PACKED_EVENT * kept + PACKED_SESSION * kept / shape.session
+    packed += PACKED_ENTITY * min(kept, counted) + COUNTED * max(counted - kept, 0.0)
     return {
         "features.users": _file(users, packed, FILL, asked),
         "features.items": _file(items, item, FILL, taken) + _file(items, ENTRY.itemsize * beside, FILL, taken),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +15,19 @@ from hypothesis import strategies as st
 from laws import START, TIGHT, WORLD, Colours, event, write
 
 import mainstem.features as features
+from mainstem.features.event_bits import MOST, decode, encode
 from mainstem.features.history import ROW
 from mainstem.features.lmdb import LmdbBackend
 from mainstem.features.memory import MemoryBackend
-from mainstem.features.packing import Packing, packing_of
+from mainstem.features.packing import Packing
 from mainstem.features.user_item import UserItem
 from mainstem.schema.config import Config, FeatureConfig
 from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import key64
 
 HOURLY = WORLD.model_copy(update={"features": FeatureConfig(half_lives=["1h"])})
-PACKINGS = {name: packing_of(config) for name, config in (("default", WORLD), ("one half-life", HOURLY))}
-WIDTHS = {name: packing._width.tolist() for name, packing in PACKINGS.items()}
+PACKINGS = {name: Packing(config) for name, config in (("default", WORLD), ("one half-life", HOURLY))}
+WIDTHS = {name: packing._lists.widths for name, packing in PACKINGS.items()}
 TABLES = PACKINGS["default"].tables
 
 
@@ -75,28 +79,106 @@ def test_a_list_of_half_a_record_is_refused() -> None:
 def shopper(events: int) -> list[bytes | None]:
     """As the features write it: random keys and times, two events a session, each item once."""
     rng, lists = np.random.default_rng(events), UserItem(Config())
-    history, items, totals = np.zeros(events, ROW), np.zeros(events, lists.row), np.zeros(1, lists.user)
-    history["entity"] = items["item"] = rng.integers(1, 2**63, events)
-    history["session"] = np.repeat(rng.integers(1, 2**63, events), 2)[:events]
-    history["time"] = items["first"] = items["last"] = np.sort(START + rng.integers(0, 90 * 86_400_000, events))
-    history["value"] = items["count"] = items["sessions"] = items["decay"][:] = 1
-    items["decay"] = 1
-    items["at"] = np.arange(events) // 2
-    totals["count"], totals["first"], totals["last"] = events, history["time"][0], history["time"][-1]
+    history = np.zeros(events, ROW)
+    history["entity"] = rng.integers(1, 2**63, events)
+    history["session"] = np.repeat(rng.integers(1, 2**32, events), 2)[:events]
+    history["time"] = np.sort(START + rng.integers(0, 90 * 86_400_000, events))
+    history["value"] = 1
+    items, _, length, totals = lists.folded(history, np.array([events]))
+    assert length.tolist() == [events]
     return [history.tobytes(), items.tobytes(), totals.tobytes()]
 
 
+def late(user: list[bytes | None]) -> list[bytes | None]:
+    """The same user, whose counts do not come out of the history: the last bits of one decayed count differ."""
+    history, items, totals = user
+    assert items is not None
+    place = (UserItem(Config()).row.fields or {})["decay"][1]
+    return [history, items[:place] + bytes([items[place] ^ 1]) + items[place + 1 :], totals]
+
+
+@pytest.mark.parametrize(("events", "bound"), [(10, 0.2), (100, 0.16)])
+def test_a_user_whose_counts_follow_from_the_history_takes_that_alone(events: int, bound: float) -> None:
+    user, packing = shopper(events), Packing(Config())
+    (value,) = pack(packing, [user])
+    assert unpack(packing, [value]) == [user]
+    assert len(value) < bound * sum(len(part or b"") for part in user)
+
+
 @pytest.mark.parametrize("events", [10, 100])
-def test_it_takes_less_than_half(events: int) -> None:
-    user = shopper(events)
-    (value,) = pack(packing_of(Config()), [user])
-    assert len(value) < 0.4 * sum(len(part or b"") for part in user)
+def test_any_other_takes_less_than_half(events: int) -> None:
+    user, packing = late(shopper(events)), Packing(Config())
+    (value,) = pack(packing, [user])
+    assert unpack(packing, [value]) == [user]
+    assert len(pack(packing, [shopper(events)])[0]) < len(value) < 0.45 * sum(len(part or b"") for part in user)
 
 
+def test_more_events_than_bits_are_for_rest_by_column() -> None:
+    packing, users = Packing(Config()), [shopper(MOST), shopper(MOST + 1)]
+    folded, by_column = pack(packing, users)
+    assert [bool(value[0] & 1 << 5) for value in (folded, by_column)] == [True, False]
+    assert unpack(packing, [folded, by_column]) == users
+
+
+rows_of = st.builds(
+    lambda n, seed, most: np.random.default_rng(seed).integers(0, most, (n, 36), dtype=np.uint8),
+    st.integers(1, MOST), st.integers(0, 99), st.sampled_from([1, 2, 3, 256]),
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(rows_of, st.booleans()), min_size=1, max_size=4))
+def test_bits_read_back(users: list[tuple[np.ndarray, bool]]) -> None:
+    """Columns of any words: the same, few different ones, all different; times in any order."""
+    lists = []
+    for drawn, few in users:
+        rows = np.zeros((len(drawn), ROW.itemsize), np.uint8)
+        rows[:, : drawn.shape[1]] = drawn[np.arange(len(drawn)) % 3] if few and len(drawn) > 3 else drawn
+        lists.append(rows.view(ROW).ravel())
+    count = np.array([len(rows) for rows in lists])
+    data, ends = encode(np.concatenate(lists), count)
+    assert decode(data, np.array(ends), count).tobytes() == b"".join(rows.tobytes() for rows in lists)
+    with pytest.raises(ValueError, match="string"):
+        decode(data + b"\0", np.array([*ends[:-1], ends[-1] + 1]), count)
+    with pytest.raises(ValueError, match="string"):
+        decode(data[:-1], np.array([*ends[:-1], ends[-1] - 1]), count)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 300))
+def test_strings_of_noise_are_refused_or_read_and_nothing_else(seed: int, size: int) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8).tobytes()
+    for count in (1, 3, MOST):
+        with contextlib.suppress(ValueError):
+            assert len(decode(noise, np.array([size]), np.array([count]))) == count
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(-3, 60), st.integers(0, 2)), max_size=60))
+def test_what_features_write_reads_back_from_either_form(turns: list[tuple[int, int, int, int]]) -> None:
+    """Of three users, one never has late events: they all come out of its history, unless that is too short."""
+    store, time, events = features.open("memory://", TIGHT, Colours()), START, []
+    for n, (user, item, minutes, session) in enumerate(turns):
+        time += max(minutes, 0) * 60_000
+        at = time if user == 0 else time + min(minutes, 0) * 60_000
+        kind = "click" if n % 3 else "purchase"
+        events.append(event(n, at, f"u{user}", f"i{item}", kind, f"s{session}" if session else None))
+    write(store, events, [20, 40])
+    packing, snapshot = Packing(TIGHT), store._backend.read()
+    keys = [key64("user", f"u{user}") for user in range(3)]
+    held = [list(user) for user in zip(*(snapshot.get(table, keys) for table in TABLES), strict=True)]
+    values = pack(packing, held)
+    assert unpack(packing, values) == held
+    folded = events[: len(events) - sum(one.time == time for one in events)]
+    mine = sum(one.user == "u0" for one in folded)
+    assert bool(values[0][0] & 1 << 5) == (0 < mine <= TIGHT.features.history)
+
+
+@pytest.mark.parametrize("how", [lambda user: user, late], ids=["folded", "by column"])
 @pytest.mark.parametrize("events", [1, 12])
-def test_every_damaged_byte_and_every_cut_is_noticed(events: int) -> None:
-    packing = packing_of(Config())
-    (value,) = pack(packing, [shopper(events)])
+def test_every_damaged_byte_and_every_cut_is_noticed(events: int, how: Callable[[Any], Any]) -> None:
+    packing = Packing(Config())
+    (value,) = pack(packing, [how(shopper(events))])
     for place in range(len(value)):
         with pytest.raises(StoreError, match="user's record in the feature state"):
             packing.unpack([value[:place] + bytes([value[place] ^ 0x10]) + value[place + 1 :]])
@@ -106,11 +188,12 @@ def test_every_damaged_byte_and_every_cut_is_noticed(events: int) -> None:
 
 
 def test_a_forged_seal_over_contents_that_lie_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    packing = packing_of(Config())
-    plain, packed = pack(packing, [shopper(1), shopper(40)])
+    packing = Packing(Config())
+    plain, packed = pack(packing, [late(shopper(1)), late(shopper(40))])
+    (folded,) = pack(packing, [shopper(40)])
     monkeypatch.setattr("mainstem.features.packing.crc32", lambda data, start: 0)
-    for value in (plain, packed):
-        lies = [value[:-1], value + b"x", value[:5] + b"\0\0" + value[7:], bytes([value[0] ^ 0x80]) + value[1:]]
+    for value in (plain, packed, folded):
+        lies = [value[:-1], value + b"x", value[:5] + b"\0\0" + value[7:], bytes([value[0] ^ 0x80 ^ 0x20]) + value[1:]]
         for lie in lies:
             with pytest.raises(StoreError, match="user's record in the feature state"):
                 packing.unpack([lie[:1] + bytes(4) + lie[5:]])
@@ -172,8 +255,8 @@ def test_a_damaged_user_is_named_where_it_is_read(tmp_path: Path) -> None:
 
 def test_canary_another_width_does_not_read_back() -> None:
     """The types of the records are part of the features' definitions, which a state is compared by."""
-    few = Packing({"history": ROW, "user_item": UserItem(HOURLY).row, "user": UserItem(HOURLY).user})
-    values = pack(PACKINGS["default"], [shopper(9)])
+    few = Packing(HOURLY)
+    values = pack(PACKINGS["default"], [late(shopper(9))])
     with pytest.raises(StoreError):
         few.unpack(values)
     assert UserItem(HOURLY).definition != UserItem(TIGHT).definition

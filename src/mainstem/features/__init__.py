@@ -29,10 +29,10 @@ def open(url: str, config: Config, catalog: Catalog, *, readonly: bool = False) 
         return Store(MemoryBackend(), config, catalog)
     if scheme == "lmdb" and rest:
         from mainstem.features.lmdb import LmdbBackend
-        from mainstem.features.packing import packing_of
+        from mainstem.features.packing import Packing
 
         folder = Path(rest)
         if readonly and not folder.is_dir():
             raise StoreError(f"there is no feature state in {folder}")
-        return Store(LmdbBackend(folder, packing_of(config), readonly=readonly), config, catalog)
+        return Store(LmdbBackend(folder, Packing(config), readonly=readonly), config, catalog)
     raise ConfigError(f"storage.state: {url!r} is not a feature state; use lmdb:///DIR or memory://")

@@ -26,8 +26,8 @@ ROW = np.dtype(
     [
         ("time", "i8"),
         ("entity", "u8"),
-        ("session", "u8"),
         ("place", "u8"),
+        ("session", "u4"),
         ("value", "f4"),
         ("kind", "i2"),
         ("canvas", "u2"),
@@ -38,10 +38,11 @@ ROW = np.dtype(
 
 @compiled
 def _fold(
-    user: Ints, time: Ints, entity: Keys, session: Keys, place: Keys, value: Floats, kind: NDArray[np.int16],
-    canvas: NDArray[np.uint16], start: Ints, length: Ints, h_time: Ints, h_entity: Keys, h_session: Keys, h_place: Keys,
-    h_value: Floats, h_kind: NDArray[np.int16], h_canvas: NDArray[np.uint16], weight: Floats, bound: int, span: int,
-    pair_event: Ints, pair_other: Keys, pair_weight: Floats,
+    user: Ints, time: Ints, entity: Keys, session: NDArray[np.uint32], place: Keys, value: Floats,
+    kind: NDArray[np.int16], canvas: NDArray[np.uint16], start: Ints, length: Ints, h_time: Ints, h_entity: Keys,
+    h_session: NDArray[np.uint32], h_place: Keys, h_value: Floats, h_kind: NDArray[np.int16],
+    h_canvas: NDArray[np.uint16], weight: Floats, bound: int, span: int, pair_event: Ints, pair_other: Keys,
+    pair_weight: Floats,
 ) -> int:  # fmt: skip
     pairs = 0
     for e in range(len(user)):
@@ -85,7 +86,7 @@ class UserHistory:
         self.weight = Kinds(config).weight
         self.canvases = CanvasPlaces(tuple(config.canvases), config.tenant)
         self.names = ("in_last_session", "events_since")
-        self.definition = f"v2 history={self.bound} span={self.span} kinds={Kinds(config).definition}"
+        self.definition = f"v3 history={self.bound} span={self.span} kinds={Kinds(config).definition}"
 
     def write(self, fold: Fold, state: Overlay) -> None:
         rows, start, length = arena(state, "history", fold.users, fold.room, ROW)

@@ -4,7 +4,7 @@ Commits are not flushed to the disk one by one (`sync=False`): killing the proce
 nothing, since what is committed rests in the system's page cache. Losing power may damage the file; state is
 a view of the log (law 1), so it is then rebuilt with `mainstem backfill`.
 
-What is kept of a user in several tables rests in one value of table `users` (`packing.py`): a third of the bytes, and
+What is kept of a user in several tables rests in one value of table `users` (`packing.py`): a sixth of the bytes, and
 one read where there would be one a table.
 """
 

@@ -1,202 +1,197 @@
-"""How what is kept of a user rests: the user's records of several tables in one value, by column, compressed.
+"""How what is kept of a user rests: the user's records of several tables in one value.
 
-The lists of a user say the same things more than once: the keys that the user met, the times of it, and in each column
-of a list the same high bytes in every row. So a list is laid out by column. Keys (fields of 8 bytes without sign) stay
-whole, for LZ4 to find them again in the next list. All other fields are cut into bytes; a byte of the first row is as
-it is, of a later row XORed with the row before, which makes what stays the same zero.
-
-    [key0 key1 .. | time0 of row 0, time1 of row 0, .. | time0 of rows 1, 2 .. | time1 of rows 1, 2 .. | ..]
+A user's counts are what folding the user's events gives. Where the history still holds all of them, in the order in
+which they were folded, a value holds the history alone, as bits (`event_bits.py`), and reading folds it again: the same
+code on the same events gives the same bytes. Packing tries that, and compares; a user whose counts do not come out of
+the history (more events than it holds, a late event, a guest's events beside the user's own) rests by column
+(`by_column.py`), compressed.
 
 A value is, little-endian:
 
-    u8      bit t: the t-th table has a record; bit 6: counts of 32 bits; bit 7: the body is compressed
+    u8      bit t: the t-th table has a record; bit 5: the body is a history that the counts follow from;
+            bit 6: counts of 32 bits; bit 7: the body is compressed
     u32     CRC-32 of the first byte and of all that follows this one
-    u16     (or u32) records of each table
-    body    the lists one after the other; as an LZ4 block where that is shorter
+    u8      with bit 5: events of the history; else u16 (or u32) records of each table
+    body    with bit 5: the history's bits; else the lists by column, as an LZ4 block where that is shorter
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
-from itertools import accumulate, chain, cycle
+from collections.abc import Sequence
+from itertools import accumulate
 from operator import mul
-from typing import Any
 from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mainstem.features.by_column import ByColumn
+from mainstem.features.event_bits import MOST, decode, encode
 from mainstem.features.history import ROW
+from mainstem.features.state import Records
 from mainstem.features.user_item import UserItem
 from mainstem.schema.config import Config
 from mainstem.schema.errors import StoreError
-from mainstem.schema.keyrows import compiled
 
-__all__ = ["Column", "Packing", "packing_of"]
+__all__ = ["Column", "Packing"]
 
 Column = Sequence[bytes | None]
 """Of one table, the records of each of n users; None where a user has none there."""
+User = tuple[bytes | None, ...]
+"""Of one user, the records of each table."""
 
-Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 
-_WIDE, _COMPRESSED = 1 << 6, 1 << 7
+_FOLDED, _WIDE, _COMPRESSED = 1 << 5, 1 << 6, 1 << 7
 _head = struct.Struct("<BI")
 
 
-@compiled
-def _lay_out(rows: Bytes, out: Bytes, count: Ints, width: Ints, keys: Ints, key_ends: Ints, others: Ints,
-             other_ends: Ints) -> None:  # fmt: skip
-    """All lists by column. count [n, tables], width [tables]; offsets in a record of its keys and of all other bytes,
-    table after table, and where each table's end."""
-    at = 0
-    for i in range(len(count)):
-        key = other = 0
-        for t in range(len(width)):
-            n, w = count[i, t], width[t]
-            end = at + n * w
-            table, columns = rows[at:end].reshape((n, w)), out[at:end]
-            at, to = end, 0
-            for offset in keys[key : key_ends[t]]:
-                for k in range(n):
-                    for b in range(8):
-                        columns[to + 8 * k + b] = table[k, offset + b]
-                to += 8 * n
-            if n:
-                for offset in others[other : other_ends[t]]:
-                    columns[to] = table[0, offset]
-                    to += 1
-                for offset in others[other : other_ends[t]]:
-                    for k in range(1, n):
-                        columns[to + k - 1] = table[k, offset] ^ table[k - 1, offset]
-                    to += n - 1
-            key, other = key_ends[t], other_ends[t]
-
-
-@compiled
-def _restore(by_column: Bytes, out: Bytes, count: Ints, width: Ints, keys: Ints, key_ends: Ints, others: Ints,
-             other_ends: Ints) -> None:  # fmt: skip
-    """Inverse of `_lay_out`."""
-    at = 0
-    for i in range(len(count)):
-        key = other = 0
-        for t in range(len(width)):
-            n, w = count[i, t], width[t]
-            end = at + n * w
-            table, columns = out[at:end].reshape((n, w)), by_column[at:end]
-            at, to = end, 0
-            for offset in keys[key : key_ends[t]]:
-                for k in range(n):
-                    for b in range(8):
-                        table[k, offset + b] = columns[to + 8 * k + b]
-                to += 8 * n
-            if n:
-                for offset in others[other : other_ends[t]]:
-                    table[0, offset] = columns[to]
-                    to += 1
-                for offset in others[other : other_ends[t]]:
-                    for k in range(1, n):
-                        table[k, offset] = columns[to + k - 1] ^ table[k - 1, offset]
-                    to += n - 1
-            key, other = key_ends[t], other_ends[t]
-
-
 class Packing:
-    """Of `records`: table -> the type of its records, six tables at most. Exact for any bytes."""
+    """Of all that grows with a user's events. Exact for any records."""
 
-    form = "users v1"
+    form = "users v2"
     """Of the values; another one is another definition of the state (law 11)."""
+    tables = ("history", "user_item", "user")
 
-    def __init__(self, records: Mapping[str, np.dtype[Any]]) -> None:
-        self.tables = tuple(records)
-        self._widths = [dtype.itemsize for dtype in records.values()]
-        self._width = np.array(self._widths, np.int64)
-        keys = [_keys(dtype) for dtype in records.values()]
-        whole = [{at + b for at in some for b in range(8)} for some in keys]
-        others = [[b for b in range(w) if b not in some] for w, some in zip(self._widths, whole, strict=True)]
-        self._columns = [
-            np.array(array, np.int64)
-            for some in (keys, others)
-            for array in (list(chain(*some)), np.cumsum([len(one) for one in some]))
-        ]
-        self._counts = {0: struct.Struct(f"<{len(records)}H"), _WIDE: struct.Struct(f"<{len(records)}I")}
-        self._bits = 1 << np.arange(len(records))
+    def __init__(self, config: Config) -> None:
+        self._counts_of = UserItem(config)
+        self._lists = ByColumn((ROW, self._counts_of.row, self._counts_of.user))
+        self._sizes = {0: struct.Struct("<3H"), _WIDE: struct.Struct("<3I")}
         self._codec = pa.Codec("lz4_raw")
 
     def pack(self, tables: Sequence[Column]) -> list[bytes]:
         """One value for each of n users, from a column for each table."""
-        parts = [part or b"" for user in zip(*tables, strict=True) for part in user]
-        count = np.array([len(part) for part in parts], np.int64).reshape(-1, len(self.tables))
-        if (count % self._width).any():
-            raise ValueError(f"records of {self._width.tolist()} bytes, found {count.tolist()}")
-        ends = count.sum(1).cumsum().tolist()
-        count //= self._width
-        there = np.array([[part is not None for part in column] for column in tables], np.int64)
-        flags = self._bits @ there + np.where((count >> 16).any(1), _WIDE, 0)
-        rows = np.frombuffer(b"".join(parts), np.uint8)
-        by_column = np.empty(len(rows), np.uint8)
-        _lay_out(rows, by_column, count, self._width, *self._columns)
-        bodies, start, compress, values = by_column.tobytes(), 0, self._codec.compress, list[bytes]()
-        for flag, counts, end in zip(flags.tolist(), count.tolist(), ends, strict=True):
-            body = bodies[start:end]
-            start = end
-            block = compress(body, asbytes=True)
-            if len(block) < len(body):
-                flag, body = flag | _COMPRESSED, block
-            tail = self._counts[flag & _WIDE].pack(*counts) + body
-            values.append(_head.pack(flag, crc32(tail, flag)) + tail)
-        return values
+        users = list(zip(*tables, strict=True))
+        size = np.array([[len(part or b"") for part in user] for user in users], np.int64).reshape(-1, 3)
+        if (size % self._lists.widths).any():
+            raise ValueError(f"records of {self._lists.widths} bytes, found {size.tolist()}")
+        count = size // self._lists.widths
+        values: list[bytes | None] = [None] * len(users)
+        self._pack_folded(users, count, values)
+        others = [place for place, value in enumerate(values) if value is None]
+        if others:
+            self._pack_lists(others, users, count[others], values)
+        return [value for value in values if value is not None]
 
     def unpack(self, values: Sequence[bytes]) -> list[list[bytes | None]]:
         """Inverse of `pack`: a column for each table. Raises StoreError where a value is not one that `pack` made."""
-        flags, counts, bodies, tables = list[int](), list[int](), list[bytes](), len(self.tables)
-        for value in values:
-            flag, each, body = self._open(value)
-            flags.append(flag)
-            counts += each
-            bodies.append(body)
-        count = np.array(counts, np.int64).reshape(-1, tables)
-        by_column = np.frombuffer(b"".join(bodies), np.uint8)
-        rows = np.empty(len(by_column), np.uint8)
-        _restore(by_column, rows, count, self._width, *self._columns)
-        data, ends = rows.tobytes(), [0, *accumulate(map(mul, counts, cycle(self._widths)))]
-        return [
-            [
-                data[a:b] if flag >> t & 1 else None
-                for flag, a, b in zip(flags, ends[t:-1:tables], ends[t + 1 :: tables], strict=True)
-            ]
-            for t in range(tables)
-        ]
+        tails = [_opened(value) for value in values]
+        users: list[User] = [()] * len(values)
+        folded = [place for place, value in enumerate(values) if value[0] & _FOLDED]
+        others = [place for place, value in enumerate(values) if not value[0] & _FOLDED]
+        if folded:
+            self._unpack_folded(folded, tails, users)
+        if others:
+            self._unpack_lists(others, values, tails, users)
+        return [[user[t] for user in users] for t in range(len(self.tables))]
 
-    def _open(self, value: bytes) -> tuple[int, tuple[int, ...], bytes]:
-        """(flags, records of each table, lists by column) of a value."""
+    # ---- the history alone -------------------------------------------------------------------------
+
+    def _pack_folded(self, users: Sequence[User], count: Ints, values: list[bytes | None]) -> None:
+        """Set the values of those users whose counts follow from the history."""
+        asked = np.flatnonzero((count[:, 0] > 0) & (count[:, 0] <= MOST) & (count[:, 1] > 0) & (count[:, 2] == 1))
+        totals = np.frombuffer(b"".join([users[place][2] or b"" for place in asked.tolist()]), self._counts_of.user)
+        places = asked[totals["count"] == count[asked, 0]].tolist()
+        if not places:
+            return
         try:
-            flags, check = _head.unpack_from(value)
-            tail = value[_head.size :]
-            if crc32(tail, flags) != check:
-                raise StoreError("a user's record in the feature state is damaged: run `mainstem backfill`")
-            counts = self._counts[flags & _WIDE]
-            each, body = counts.unpack_from(tail), tail[counts.size :]
-            size = sum(map(mul, each, self._widths))
+            folded = self._folded(_histories(users, places), count[places, 0])
+        except ValueError:  # no state has such events; they rest as they are
+            return
+        same = [place for place, found in zip(places, folded, strict=True) if users[place][1:] == found]
+        counts = count[same, 0]
+        bits, ends = encode(_histories(users, same), counts)
+        flag, start = _FOLDED | 0b111, 0
+        for place, events, end in zip(same, counts.tolist(), ends, strict=True):
+            tail, start = events.to_bytes(1, "little") + bits[start:end], end
+            values[place] = _head.pack(flag, crc32(tail, flag)) + tail
+
+    def _unpack_folded(self, places: Sequence[int], tails: Sequence[bytes], users: list[User]) -> None:
+        bodies = [tails[place][1:] for place in places]
+        counts = [tails[place][0] for place in places]
+        count = np.array(counts, np.int64)
+        try:
+            rows = decode(b"".join(bodies), np.array([*accumulate(map(len, bodies))], np.int64), count)
+            folded = self._folded(rows, count)
+        except ValueError as error:
+            raise StoreError(_unreadable(error)) from error
+        data, start = rows.tobytes(), 0
+        for place, events, found in zip(places, counts, folded, strict=True):
+            end = start + ROW.itemsize * events
+            users[place] = data[start:end], *found
+            start = end
+
+    def _folded(self, rows: Records, count: Ints) -> list[User]:
+        """The counts and totals that follow from histories side by side, `count` events each."""
+        items, start, length, totals = self._counts_of.folded(rows, count)
+        width, whole = self._counts_of.row.itemsize, self._counts_of.user.itemsize
+        data, sums, at = items.tobytes(), totals.tobytes(), 0
+        found = list[User]()
+        for first, held in zip(start.tolist(), length.tolist(), strict=True):
+            found.append((data[width * first : width * (first + held)], sums[at : at + whole]))
+            at += whole
+        return found
+
+    # ---- lists by column ---------------------------------------------------------------------------
+
+    def _pack_lists(
+        self, places: Sequence[int], users: Sequence[User], count: Ints, values: list[bytes | None]
+    ) -> None:
+        bodies = self._lists.lay_out(b"".join([part or b"" for place in places for part in users[place]]), count)
+        ends = (count @ self._lists.widths).cumsum().tolist()
+        wide, start = np.any(count >> 16, axis=1).tolist(), 0
+        for place, counts, large, end in zip(places, count.tolist(), wide, ends, strict=True):
+            body, start = bodies[start:end], end
+            flag = sum(1 << t for t, part in enumerate(users[place]) if part is not None) | (_WIDE if large else 0)
+            block = self._codec.compress(body, asbytes=True)
+            if len(block) < len(body):
+                flag, body = flag | _COMPRESSED, block
+            tail = self._sizes[flag & _WIDE].pack(*counts) + body
+            values[place] = _head.pack(flag, crc32(tail, flag)) + tail
+
+    def _unpack_lists(
+        self, places: Sequence[int], values: Sequence[bytes], tails: Sequence[bytes], users: list[User]
+    ) -> None:
+        found = [self._lists_of(values[place][0], tails[place]) for place in places]
+        count = np.array([counts for counts, _ in found], np.int64)
+        data = self._lists.restore(b"".join([body for _, body in found]), count)
+        ends = [0, *accumulate((count * self._lists.widths).ravel().tolist())]
+        for i, place in enumerate(places):
+            flags, at = values[place][0], ends[3 * i : 3 * i + 4]
+            users[place] = tuple(data[at[t] : at[t + 1]] if flags >> t & 1 else None for t in range(3))
+
+    def _lists_of(self, flags: int, tail: bytes) -> tuple[tuple[int, ...], bytes]:
+        """Records of each table, and the lists by column, of what follows a value's head."""
+        try:
+            sizes = self._sizes[flags & _WIDE]
+            counts, body = sizes.unpack_from(tail), tail[sizes.size :]
+            size = sum(map(mul, counts, self._lists.widths))
             if flags & _COMPRESSED:
                 body = self._codec.decompress(body, decompressed_size=size, asbytes=True)
         except (struct.error, OSError) as error:
-            raise StoreError(
-                f"a user's record in the feature state cannot be read ({error}): run `mainstem backfill`"
-            ) from error
+            raise StoreError(_unreadable(error)) from error
         if len(body) != size:
             raise StoreError("a user's record in the feature state is of another length than it says")
-        return flags, each, body
+        return counts, body
 
 
-def packing_of(config: Config) -> Packing:
-    """Of all that grows with a user's events."""
-    lists = UserItem(config)
-    return Packing({"history": ROW, "user_item": lists.row, "user": lists.user})
+def _opened(value: bytes) -> bytes:
+    """What follows the head. Raises StoreError where the value is damaged."""
+    tail = value[_head.size :]
+    if not tail:
+        raise StoreError(_unreadable("it is cut off"))
+    flags, check = _head.unpack_from(value)
+    if crc32(tail, flags) != check:
+        raise StoreError("a user's record in the feature state is damaged: run `mainstem backfill`")
+    return tail
 
 
-def _keys(dtype: np.dtype[Any]) -> list[int]:
-    """Offsets of the keys in a record."""
-    return [offset for kind, offset, *_ in (dtype.fields or {}).values() if kind == np.uint64]
+def _unreadable(why: object) -> str:
+    return f"a user's record in the feature state cannot be read ({why}): run `mainstem backfill`"
+
+
+def _histories(users: Sequence[User], places: Sequence[int]) -> Records:
+    """ROWs of some of the users, side by side."""
+    return np.frombuffer(b"".join([users[place][0] or b"" for place in places]), ROW)

@@ -23,21 +23,23 @@ from mainstem.schema.batch import EventBatch
 from mainstem.schema.canvases import CanvasPlaces
 from mainstem.schema.config import Config
 from mainstem.schema.ids import Keys
+from mainstem.schema.keyrows import compiled
 from mainstem.schema.time import DAY
 
-__all__ = ["ALIAS", "EVENT", "HIDE", "Fold", "Kinds", "columns", "sequence"]
+__all__ = ["ALIAS", "EVENT", "HIDE", "Fold", "Kinds", "columns", "sequence", "session_of"]
 
 HIDE, ALIAS = -1, -2
 
 EVENT = np.dtype(
     [
-        ("time", "i8"), ("user", "u8"), ("entity", "u8"), ("session", "u8"), ("place", "u8"),
+        ("time", "i8"), ("user", "u8"), ("entity", "u8"), ("place", "u8"), ("session", "u4"),
         ("value", "f4"), ("weight", "f4"), ("kind", "i2"), ("canvas", "u2"), ("owned", "u1"),
     ],
     align=True,
 )  # fmt: skip
 """One event as the features see it: kind is an index into `Kinds.names`, or HIDE or ALIAS; canvas
-as `CanvasPlaces.short` gives it."""
+as `CanvasPlaces.short` gives it; session: 32 bits of its key, 0 for none. Two sessions of a user that meet there, one
+pair in 4 billion, are taken for one."""
 
 
 class Kinds:
@@ -63,7 +65,9 @@ def columns(events: EventBatch, kinds: Kinds, after: int) -> Records:
     counts &= (events.offset < 0) | (events.offset >= after)
     rows = np.zeros(int(counts.sum()), EVENT)
     rows["time"], rows["user"], rows["entity"] = events.time[counts], events.user[counts], events.entity[counts]
-    rows["session"], rows["place"], rows["value"] = events.session[counts], events.place[counts], events.value[counts]
+    session = events.session[counts]
+    rows["session"] = np.maximum((session ^ (session >> np.uint64(32))).astype(np.uint32), session != 0)
+    rows["place"], rows["value"] = events.place[counts], events.value[counts]
     rows["kind"], rows["weight"] = code[counts], weight[counts]
     rows["canvas"] = CanvasPlaces.short(events.canvas[counts])
     rows["owned"] = np.where(code >= 0, kinds.owned[np.maximum(code, 0)], 0)[counts]
@@ -120,7 +124,20 @@ class Fold:
         return len(self.rows)
 
     def sessions(self) -> NDArray[np.uint32]:
-        """32 bits that stand for each event's session; events without one share one per day (UTC)."""
-        key = self.rows["session"]
-        day = (self.rows["time"] // DAY).astype(np.uint64)
-        return np.where(key != 0, key ^ (key >> np.uint64(32)), day).astype(np.uint32)
+        """`session_of` each event."""
+        found: NDArray[np.uint32] = _sessions(self.rows["session"], self.rows["time"])
+        return found
+
+
+@compiled
+def session_of(session: np.uint32, time: int) -> np.uint32:
+    """The session of an event, as EVENT has it; events without one share one per day (UTC)."""
+    return session if session != np.uint32(0) else np.uint32(time // DAY)
+
+
+@compiled
+def _sessions(session: NDArray[np.uint32], time: NDArray[np.int64]) -> NDArray[np.uint32]:
+    found = np.empty(len(session), np.uint32)
+    for e in range(len(session)):
+        found[e] = session_of(session[e], time[e])
+    return found

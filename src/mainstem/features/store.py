@@ -311,7 +311,7 @@ class Store:
 
         At the default features, before the store's own overhead (a half as much again in LMDB): a user takes
         48 + 56 per entity counted (2048 at most) + 40 per event in the history (100 at most), packed in LMDB to about
-        a third; an item 264 + 16 per neighbour (64 at most); a pair of place and item 40; an attribute value 264. The
+        a sixth; an item 264 + 16 per neighbour (64 at most); a pair of place and item 40; an attribute value 264. The
         mirrors take 280 per item and value and 56 per pair, up to twice that after growth.
         """
         mirrors = {f"mirror_{name}": mirror.nbytes() for name, mirror in self._mirrors.items()}

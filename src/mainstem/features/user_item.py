@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mainstem.features.pending import Fold
+from mainstem.features.pending import Fold, Kinds, session_of
 from mainstem.features.reading import Candidates, Reading
 from mainstem.features.state import Overlay, Records, Snapshot, arena, expire_records, store_arena
 from mainstem.schema.config import Config
@@ -125,6 +125,32 @@ def _fold(
         at[row] = u_sessions[u]
 
 
+@compiled
+def _events(
+    count: Ints,
+    time: Ints,
+    session: NDArray[np.uint32],
+    kind: NDArray[np.int16],
+    weights: Floats,
+    owned: NDArray[np.uint8],
+) -> tuple[Ints, NDArray[np.uint32], Floats, NDArray[np.uint8], Ints, bool]:
+    """Of events that rest side by side, `count` of each user: user, session, weight, owned; where each user's start;
+    whether all kinds are known."""
+    n, at, known = len(time), 0, True
+    user, start, sessions = np.empty(n, np.int64), np.empty(len(count), np.int64), np.empty(n, np.uint32)
+    weight, own = np.empty(n, np.float32), np.empty(n, np.uint8)
+    for u in range(len(count)):
+        start[u] = at
+        for e in range(at, at + count[u]):
+            user[e], sessions[e] = u, session_of(session[e], time[e])
+            if 0 <= kind[e] < len(weights):
+                weight[e], own[e] = weights[kind[e]], owned[kind[e]]
+            else:
+                known = False
+        at += count[u]
+    return user, sessions, weight, own, start, known
+
+
 class UserItem:
     """Tables `user_item` (a list of ROW per user) and `user` (one USER per user)."""
 
@@ -134,6 +160,7 @@ class UserItem:
         lives = config.features.half_lives
         self.half_lives = np.array([parse_duration(life) for life in lives], np.float64)
         self.bound = config.features.items_per_user
+        self.kinds = Kinds(config)
         h = len(lives)
         self.row = np.dtype(
             [("item", "u8"), ("first", "i8"), ("last", "i8"), ("session", "u4"), ("count", "f4"),
@@ -151,20 +178,46 @@ class UserItem:
             "user_events_per_session",
         )  # fmt: skip
         self.names = tuple(n if n.startswith("user_") else f"user_item_{n}" for n in self.names)
-        self.definition = f"v1 half_lives={','.join(lives)} items_per_user={self.bound}"
+        self.definition = f"v2 half_lives={','.join(lives)} items_per_user={self.bound}"
 
     def write(self, fold: Fold, state: Overlay) -> None:
         rows, start, length = arena(state, "user_item", fold.users, fold.room, self.row)
         users = state.records("user", fold.users, self.user)
         e = fold.rows
-        _fold(
-            fold.user, e["entity"], e["time"], e["weight"], e["owned"], fold.sessions(),
-            start, length, rows["item"], rows["first"], rows["last"], rows["session"], rows["count"],
-            rows["sessions"], rows["at"], rows["decay"], rows["owned"], users["first"], users["last"], users["session"],
-            users["count"], users["sessions"], users["fresh"], users["decay"], self.half_lives, self.bound, fold.fresh,
+        self._take(
+            fold.user, e["entity"], e["time"], e["weight"], e["owned"], fold.sessions(), rows, start, length, users,
+            fold.fresh,
         )  # fmt: skip
         store_arena(state, "user_item", fold.users, rows, start, length)
         state.put_records("user", fold.users, users)
+
+    def folded(self, rows: Records, count: Ints) -> tuple[Records, Ints, Ints, Records]:
+        """What folding events of u users from nothing gives; `rows`: ROWs side by side, `count` [u] of each user.
+
+        The user's rows as in `arena`, start [u], length [u], and USERs [u]. Raises ValueError for an unknown kind.
+        """
+        user, session, weight, owned, start, known = _events(
+            count, rows["time"], rows["session"], rows["kind"], self.kinds.weight, self.kinds.owned
+        )
+        if not known:
+            raise ValueError("a kind that the configuration does not have")
+        items, users = np.zeros(len(rows), self.row), np.zeros(len(count), self.user)
+        length, fresh = np.zeros(len(count), np.int64), np.empty(len(rows), np.bool_)
+        self._take(
+            user, rows["entity"], rows["time"], weight, owned, session, items, start, length, users, fresh
+        )  # fmt: skip
+        return items, start, length, users
+
+    def _take(
+        self, user: Ints, entity: Keys, time: Ints, weight: Floats, owned: NDArray[np.uint8],
+        session: NDArray[np.uint32], rows: Records, start: Ints, length: Ints, users: Records, fresh: NDArray[np.bool_],
+    ) -> None:  # fmt: skip
+        _fold(
+            user, entity, time, weight, owned, session, start, length, rows["item"], rows["first"], rows["last"],
+            rows["session"], rows["count"], rows["sessions"], rows["at"], rows["decay"], rows["owned"], users["first"],
+            users["last"], users["session"], users["count"], users["sessions"], users["fresh"], users["decay"],
+            self.half_lives, self.bound, fresh,
+        )  # fmt: skip
 
     def rows(self, reading: Reading) -> Records:
         """The user's ROWs by ascending item."""
