@@ -14,6 +14,7 @@ import pytest
 
 from mainstem import assemble, curriculum, eventlog, loop, slates
 from mainstem.assemble import BackfillReport, backfill
+from mainstem.features.packing import Packing
 from mainstem.loop import Loop
 from mainstem.refresh import Follower, ModelKeeper
 from mainstem.schema.config import Config, EntityTypeConfig
@@ -96,11 +97,11 @@ def test_a_state_that_rests_in_another_form_is_refused_and_rebuilt(tmp_path: Pat
     with closing(lmdb.open(str(folder), max_dbs=1)) as env, env.begin(write=True) as txn:
         meta = env.open_db(b"meta", txn)
         stored = {json.loads(value).get("storage"): key for key, value in txn.cursor(meta) if value[:1] == b"{"}
-        key = stored["users v1"]
+        key = stored[Packing.form]
         earlier = json.loads(txn.get(key, db=meta))
         del earlier["storage"]
         txn.put(key, json.dumps(earlier).encode(), db=meta)
-    with pytest.raises(Incompatible, match=r"storage \(stored: absent; configured: users v1\).*mainstem backfill"):
+    with pytest.raises(Incompatible, match=rf"storage \(stored: absent; configured: {Packing.form}\).*mainstem backfill"):
         Loop(CONFIG, tmp_path)
     backfill(CONFIG, tmp_path, nothing)
     with Loop(CONFIG, tmp_path) as opened:
