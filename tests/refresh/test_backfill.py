@@ -101,7 +101,8 @@ def test_a_state_that_rests_in_another_form_is_refused_and_rebuilt(tmp_path: Pat
         earlier = json.loads(txn.get(key, db=meta))
         del earlier["storage"]
         txn.put(key, json.dumps(earlier).encode(), db=meta)
-    with pytest.raises(Incompatible, match=rf"storage \(stored: absent; configured: {Packing.form}\).*mainstem backfill"):
+    told = rf"storage \(stored: absent; configured: {Packing.form}\).*mainstem backfill"
+    with pytest.raises(Incompatible, match=told):
         Loop(CONFIG, tmp_path)
     backfill(CONFIG, tmp_path, nothing)
     with Loop(CONFIG, tmp_path) as opened:
