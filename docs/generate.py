@@ -220,6 +220,33 @@ def _set(name: str, result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def one_model() -> str:
+    """Q3: one model against one for each canvas, and what each part of it brings (`CANVASES` on Amazon Beauty)."""
+    found = results()
+    whole, parts = found.get("q3_canvases"), found.get("q3_ablation")
+    said = []
+    if whole:
+        rows = []
+        for name in CANVASES:
+            canvas = whole["parts"][f"{name}, ndcg@10"]
+            gain = f"{canvas['ours']:+.4f} ± {canvas['error']:.4f}"
+            rows.append((name, f"{canvas['one']:.4f}", f"{canvas['alone']:.4f}", gain))
+        said += [table(("test, NDCG@10, 3 seeds", "one model", "one for each", "gain"), rows)]
+    if parts:
+        rows = []
+        for name, part in parts["parts"].items():
+            canvases = [part["canvases"][canvas] for canvas in CANVASES]
+            gains = [f"{each['ndcg']:.4f} ({each['gain']:+.4f} ± {each['error']:.4f})" for each in canvases]
+            rows.append((name, *gains, f"{part['epoch'][0]}", f"{part['seconds'][0]:,.0f}"))
+        seeds = "1 seed" if parts["seeds"] == 1 else f"{parts['seeds']} seeds"
+        head = (f"validation, NDCG@10, {seeds}", *CANVASES, "best epoch", "seconds to it")
+        said += [table(head, rows)]
+    return "\n".join(said) or "No result is in `benchmarks/results` yet: `python benchmarks/q3_canvases.py`.\n"
+
+
+CANVASES = ("search", "next", "related")
+
+
 def _mean(found: dict[str, Any], form: str) -> str:
     if found["mean"] is None:
         return "none"
@@ -246,6 +273,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "plots": plots,
     "next-item": next_item,
+    "one-model": one_model,
     "feature-columns": feature_columns,
 }
 
