@@ -18,7 +18,6 @@ paired by user.
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,23 +74,19 @@ class WithoutPast(Positives):
 
 
 def one(shop: Actions, variant: Variant, seed: int) -> dict[str, Any]:
-    """Scores of users by canvas in the best epoch, its number, and seconds of training up to it."""
+    """Scores of users by canvas in the best epoch, and its number."""
     if not variant.past:
         fields = {name: getattr(shop.positives, name) for name in Positives.__dataclass_fields__}
         shop = replace(shop, positives=WithoutPast(**fields))
     model = section({**MODEL, **variant.model})
-    began, scoring = time.monotonic(), 0.0
     best: dict[str, Any] = {}
 
     def each(epoch: int, trainer: RetrievalTrainer) -> None:
-        nonlocal scoring
-        paused = time.monotonic()
         scores = {canvas: score(shop, trainer, canvas, "validation") for canvas in CANVASES}
         mean = float(np.mean([found[METRIC].mean() for found in scores.values()]))
         say("    " + ", ".join(f"{canvas} {found[METRIC].mean():.4f}" for canvas, found in scores.items()))
         if not best or mean > best["mean"]:
-            best.update(mean=mean, epoch=epoch + 1, scores=scores, seconds=paused - began - scoring)
-        scoring += time.monotonic() - paused
+            best.update(mean=mean, epoch=epoch + 1, scores=scores)
 
     train(shop, configure(CANVASES, variant.epochs, seed, **model), each)
     return best
@@ -133,7 +128,6 @@ def row(mine: list[dict[str, Any]], whole: list[dict[str, Any]]) -> dict[str, An
     return {
         "metric": "mean NDCG@10 over canvases", "ours": float(np.mean([run["mean"] for run in mine])),
         "canvases": canvases, "epoch": [run["epoch"] for run in mine],
-        "seconds": [round(run["seconds"], 1) for run in mine],
     }  # fmt: skip
 
 

@@ -237,9 +237,9 @@ def one_model() -> str:
         for name, part in parts["parts"].items():
             canvases = [part["canvases"][canvas] for canvas in CANVASES]
             gains = [f"{each['ndcg']:.4f} ({each['gain']:+.4f} ± {each['error']:.4f})" for each in canvases]
-            rows.append((name, *gains, f"{part['epoch'][0]}", f"{part['seconds'][0]:,.0f}"))
+            rows.append((name, *gains, f"{part['epoch'][0]}"))
         seeds = "1 seed" if parts["seeds"] == 1 else f"{parts['seeds']} seeds"
-        head = (f"validation, NDCG@10, {seeds}", *CANVASES, "best epoch", "seconds to it")
+        head = (f"validation, NDCG@10, {seeds}", *CANVASES, "best epoch")
         said += [table(head, rows)]
     return "\n".join(said) or "No result is in `benchmarks/results` yet: `python benchmarks/q3_canvases.py`.\n"
 
