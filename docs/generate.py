@@ -236,7 +236,10 @@ def one_model() -> str:
         rows = []
         for name, part in parts["parts"].items():
             canvases = [part["canvases"][canvas] for canvas in CANVASES]
-            gains = [f"{each['ndcg']:.4f} ({each['gain']:+.4f} ± {each['error']:.4f})" for each in canvases]
+            gains = [
+                f"{each['ndcg']:.4f}" + (f" ({each['gain']:+.4f} ± {each['error']:.4f})" if each["error"] else "")
+                for each in canvases
+            ]
             rows.append((name, *gains, f"{part['epoch'][0]}"))
         seeds = "1 seed" if parts["seeds"] == 1 else f"{parts['seeds']} seeds"
         head = (f"validation, NDCG@10, {seeds}", *CANVASES, "best epoch")
