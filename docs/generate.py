@@ -247,6 +247,24 @@ def one_model() -> str:
     return "\n".join(said) or "No result is in `benchmarks/results` yet: `python benchmarks/q3_canvases.py`.\n"
 
 
+def profile() -> str:
+    """Where a training step for the next item spends its time, by data set: benchmarks/sequence_step.py."""
+    found = {name.removeprefix(STEP): each for name, each in results().items() if name.startswith(STEP)}
+    if not found:
+        return "No result is in `benchmarks/results` yet: `python benchmarks/sequence_step.py SET` makes one.\n"
+    largest = next(iter(found.values()))["parts"]
+    parts = sorted(largest, key=lambda part: -largest[part]["ours"])
+    rows = [(part, *(f"{each['parts'][part]['ours']:.1f}" for each in found.values())) for part in parts]
+    rows.append(("the step", *(f"{each['ours']:.1f}" for each in found.values())))
+    rows.append(("positives a second", *(f"{each['positives_a_second']:,}" for each in found.values())))
+    rows += [
+        (f"GFLOP/s, {name}", *(f"{each['gflops'][name]:.1f}" for each in found.values()))
+        for name in next(iter(found.values()))["gflops"]
+    ]
+    return table(("ms, one thread", *found), rows)
+
+
+STEP = "sequence_step_"
 CANVASES = ("search", "next", "related")
 
 
@@ -277,6 +295,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "plots": plots,
     "next-item": next_item,
     "one-model": one_model,
+    "profile": profile,
     "feature-columns": feature_columns,
 }
 
