@@ -36,9 +36,9 @@ def forgotten(record: LogRecord, gone: Callable[[Name], bool]) -> LogRecord:
     if isinstance(record, Served):
         users = {record.user, record.request.context.user} - {None}
         if any(gone((record.tenant, USER, str(user))) for user in users):
-            return _placeholder(record)
+            return _in_its_place(record)
         return _without_places(record, gone)
-    return _placeholder(record) if any(map(gone, _names(record))) else record
+    return _in_its_place(record) if any(map(gone, _names(record))) else record
 
 
 def guest_in(record: LogRecord) -> str | None:
@@ -59,7 +59,7 @@ def _names(record: LogRecord) -> tuple[Name, ...]:
     return ((record.tenant, record.entity_type, record.entity),)
 
 
-def _placeholder(record: LogRecord) -> Erased:
+def _in_its_place(record: LogRecord) -> Erased:
     return Erased(digest=id_digest(record), tenant=record.tenant)
 
 

@@ -102,9 +102,9 @@ class SequenceModel:
                 if self.checkpoints is not None:
                     self.checkpoints.write(stage, run, trainer, rng)
                 self.watch.epoch(run)
-        counts = run.average if run.kept is None else run.kept
-        if counts is not None:
-            restore(trainer, counts)
+        final = run.average if run.kept is None else run.kept
+        if final is not None:
+            restore(trainer, final)
             self._vectors = None
         return run
 
