@@ -236,7 +236,7 @@ def _score(
     with store.view(context, config.tenant) as view:
         had = view.counts().keys
         pool: Keys = (
-            pipelines[0].candidates(SlateRequest(context=context, deadline_ms=60_000, tenant=config.tenant), view).keys
+            pipelines[0].candidates(SlateRequest(context=context, tenant=config.tenant), view).keys
         )
         label = np.isin(pool, wanted)
         for arm in arms:

@@ -203,7 +203,7 @@ class Curriculum:
         config, pipeline = self.config, self.pipeline(store, model)
 
         def retrieve(context: Context, view: FeatureView) -> Keys:
-            request = SlateRequest(context=context, deadline_ms=60_000, tenant=config.tenant)
+            request = SlateRequest(context=context, tenant=config.tenant)
             return pipeline.candidates(request, view).keys
 
         def inputs(context: Context, view: FeatureView, keys: Keys) -> tuple[Floats, Pasts | None]:

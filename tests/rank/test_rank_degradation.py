@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from small_shop import GONE, NOW, T0, Made, Shop, config_of, ids, request, why
 
+from mainstem.rank import sources
 from mainstem.schema.config import CanvasConfig
-from mainstem.schema.errors import DeadlineExceeded, NotReady, StoreError
+from mainstem.schema.errors import NotReady, StoreError
 from mainstem.schema.protocols import Scored
 from mainstem.schema.records import Slate, SlateItem
 from mainstem.schema.time import DAY
@@ -60,7 +61,16 @@ def test_a_source_that_fails_when_asked_is_left_out_too(shop: Shop) -> None:
     assert "early" in why(shop.ask(shop.pipeline(broken)))["retrieve", "popular"]
 
 
-def test_a_pool_that_closes_leaves_its_searches_out(shop: Shop) -> None:
+@pytest.mark.parametrize(("brief", "beside"), [(39, ["content", "two_tower"]), (40, [])])
+def test_only_searches_of_many_vectors_get_a_thread_of_their_own(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, brief: int, beside: list[str]
+) -> None:
+    monkeypatch.setattr(sources, "BRIEF", brief)
+    assert sorted(source.name for source in shop.sources() if source.concurrent) == beside
+
+
+def test_a_pool_that_closes_leaves_its_searches_out(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "BRIEF", 0)
     pool = ThreadPoolExecutor(1)
     pool.shutdown()
     slate = shop.ask(shop.pipeline(pool=pool), user="u1", limit=3)
@@ -82,10 +92,12 @@ def test_a_late_source_is_left_out_and_the_others_answer(shop: Shop, pool: Threa
     assert why(slate) == {("retrieve", "content"): "too late for its share of the deadline"}
 
 
-def test_examples_are_not_made_of_what_happened_to_be_in_time(shop: Shop) -> None:
-    asked = request(user="u1", deadline_ms=GONE)
-    with shop.features.view(asked.context) as view, pytest.raises(DeadlineExceeded):
-        shop.pipeline().candidates(asked, view)
+def test_examples_are_made_of_all_that_is_found_however_late(shop: Shop, pool: ThreadPoolExecutor) -> None:
+    in_time, late = request(user="u1"), request(user="u1", deadline_ms=GONE)
+    with shop.features.view(in_time.context) as view:
+        found, others = (shop.pipeline(pool=pool).candidates(asked, view) for asked in (in_time, late))
+    assert others.counts() == found.counts()
+    assert np.array_equal(others.keys, found.keys)
 
 
 def test_training_sees_the_candidates_of_serving(shop: Shop) -> None:

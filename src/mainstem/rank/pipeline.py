@@ -149,7 +149,8 @@ class Pipeline:
     def candidates(self, request: SlateRequest, view: FeatureView) -> Candidates:
         """Stages 1 and 2 alone, on a view of one's own: what training's replay draws its examples from.
 
-        Raises what a source raises, and DeadlineExceeded: examples must not depend on what was late.
+        Raises what a source raises, and knows no deadline: examples must not depend on what was late, on a machine
+        that slept meanwhile neither.
         """
         question = resolve(request, self.config, self._in_use(request)[0], replay=True)
         forbidden = question.forbidden(view)

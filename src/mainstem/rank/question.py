@@ -20,6 +20,8 @@ from mainstem.schema.time import now_ms, parse_duration, parse_time
 
 __all__ = ["Question", "resolve"]
 
+_NO_DEADLINE_S = 1e9  # which a lock can still be told to wait for
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -84,7 +86,7 @@ def resolve(
 
     The moment asked for may lie in the past, but no further ahead of the wall clock than `log.skew`, as with events:
     a slate from the future would stand before every later one among the kept slates. A `replay` takes its moments
-    from the log, which checked them on arrival.
+    from the log, which checked them on arrival, and has all the time it needs.
 
     A `show.filter` is a rule, so an attribute that cannot be filtered by is refused. `context.category` is what
     the canvas happens to know: where the type has no such attribute it is passed over, and reported.
@@ -120,7 +122,7 @@ def resolve(
         only=None if show.only is None else keys64(show.entity_type, dict.fromkeys(show.only), tenant),
         tenant=tenant,
         started=_time.monotonic(),
-        deadline_s=deadline_ms / 1000,
+        deadline_s=_NO_DEADLINE_S if replay else deadline_ms / 1000,
         model=model,
         left_out=left_out,
         widest=_widest(config.features.popularity_windows),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mainstem.rank.question import Question
 from mainstem.rank.sources import Allowed, Search, Source
-from mainstem.schema.errors import DeadlineExceeded, NotReady
+from mainstem.schema.errors import NotReady
 from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Catalog, FeatureView, Floats, Scored
 from mainstem.schema.records import Degraded
@@ -111,8 +111,8 @@ def retrieve(
     """Candidates of all sources of the question's canvas, and what was left out.
 
     With a `pool`, index searches run beside the sources that read the view. A source that is late, not ready or
-    fails is left out and reported; if `strict`, being late or failing raises instead: what is learned from must
-    not depend on luck. A curated list (`only`) is a source of its own, in its own order.
+    fails is left out and reported; if `strict`, what failed raises instead: what is learned from must not depend
+    on luck. A curated list (`only`) is a source of its own, in its own order.
     """
     asked = _Asked(question, view, allowed, strict)
     mix = DEFAULT_MIX if question.context.category is None else CATEGORY_MIX
@@ -188,8 +188,6 @@ class _Asked:
                 self.found[name] = future.result()
 
     def _late(self, name: str) -> None:
-        if self.strict:
-            raise DeadlineExceeded(f"{name}: {_LATE}")
         self.degraded.append(Degraded(stage="retrieve", what=name, why=_LATE))
 
     def _failed(self, name: str, error: BaseException) -> None:

@@ -29,6 +29,8 @@ RECENT = 20
 
 # Candidates before the filter beyond which a source does not widen.
 WIDEST = 10_000
+# Vectors up to which a search is over (about 1 ms) before another thread has taken it up on a busy machine.
+BRIEF = 20_000
 
 
 class Source(Protocol):
@@ -43,7 +45,10 @@ class Source(Protocol):
         """
         ...
 
-    concurrent: bool
+    @property
+    def concurrent(self) -> bool:
+        """Whether the search is worth a thread of its own, beside the other sources."""
+        ...
 
 
 def _permitted(found: Scored, allowed: Allowed, limit: int) -> Scored:
@@ -185,10 +190,16 @@ class TwoTower:
     """
 
     name = "two_tower"
-    concurrent = True
 
     def __init__(self, current: Callable[[], ModelVersion]) -> None:
         self.current = current
+
+    @property
+    def concurrent(self) -> bool:
+        try:
+            return len(self.current().index) > BRIEF
+        except NotReady:  # which `prepare` says too, where it can be reported
+            return False
 
     def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
         model = question.model or self.current()
@@ -205,10 +216,13 @@ class Content:
     entity's first second, before anybody has touched it."""
 
     name = "content"
-    concurrent = True
 
     def __init__(self, index: VectorIndex, encode: Callable[[list[str]], Floats]) -> None:
         self.index, self.encode = index, encode
+
+    @property
+    def concurrent(self) -> bool:
+        return len(self.index) > BRIEF
 
     def prepare(self, question: Question, view: FeatureView, limit: int, allowed: Allowed) -> Search:
         if question.context.query:

@@ -10,7 +10,6 @@ MainstemError
 |-- StoreError             a state, weights or slate store is damaged or held by another process
 |   `-- Incompatible       the stored definition differs from the configured one: says how to rebuild
 |-- NotReady               nothing to answer with yet (no model, no index): callers degrade, never fail
-|-- DeadlineExceeded       a stage ran out of its share of the deadline
 `-- DatasetError           a data set is absent, damaged or not licensed for this use
 """
 
@@ -19,7 +18,6 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "DatasetError",
-    "DeadlineExceeded",
     "Incompatible",
     "InvalidRecord",
     "LogError",
@@ -82,10 +80,6 @@ class Incompatible(StoreError):
 
 class NotReady(MainstemError):
     """There is nothing to answer with yet. Serving degrades on it and says so; it never fails."""
-
-
-class DeadlineExceeded(MainstemError):
-    """A stage ran out of its share of the request's deadline."""
 
 
 class DatasetError(MainstemError):

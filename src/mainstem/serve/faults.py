@@ -22,7 +22,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, InternalServerException
 
-from mainstem.schema.errors import DeadlineExceeded, InvalidRecord, LogError, NotReady, StoreError
+from mainstem.schema.errors import InvalidRecord, LogError, NotReady, StoreError
 from mainstem.schema.ids import fresh_id
 
 __all__ = ["Fault", "FaultBody", "TooFarBehind", "answer", "explain", "fault_of", "nearest"]
@@ -82,7 +82,7 @@ def fault_of(error: Exception) -> tuple[int, Explanation]:
             return 422, Explanation(field=error.field, reason=error.reason)
         case TooFarBehind():  # one for every write while it lasts: the edge logs its begin and its end
             return 503, Explanation(field="", reason=str(error), hint="try again")
-        case StoreError() | LogError() | NotReady() | DeadlineExceeded():
+        case StoreError() | LogError() | NotReady():
             logger.warning("not available: %s: %s", type(error).__name__, error)
             return 503, Explanation(field="", reason=str(error) or "not available", hint="try again")
         case InternalServerException() if "disconnected" in error.detail:
