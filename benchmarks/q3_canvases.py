@@ -48,10 +48,7 @@ from mainstem.train.threads import torch_threads
 CANVASES = {"search": "query", "next": "events", "related": "previous"}
 AT = 10
 EPOCHS = 8
-MODEL: dict[str, Any] = {
-    "history": {"encoder": "transformer", "windows": "sliding", "dropout": 0.2},
-    "user_rows": False,
-}
+MODEL: dict[str, Any] = {"history": {"encoder": "transformer", "windows": "sliding", "dropout": 0.2}}
 ONE: dict[str, Any] = {"dim": 128}
 
 

@@ -244,7 +244,7 @@ def one(task: Task, seed: int, arm: str) -> dict[str, float]:
     torch.manual_seed(seed)
     plain = new_towers(task.config, task.catalog)
     table, cells = table_of(task, seed, arm)
-    towers = Towers(plain.module, table, task.catalog, (), plain.canvases, plain.words, plain.texts)
+    towers = Towers(plain.module, table, task.catalog, (), plain.canvases, plain.words, plain.texts, user_rows=True)
     learner, population, rng = (
         RetrievalLearner(towers, task.config.model, train),
         Population(),

@@ -165,7 +165,7 @@ def fingerprint(config: Config, store: FeatureStore) -> str:
     ]
     chosen += ["no user rows"] if not model.user_rows else []
     chosen += [model.ranking.wide.crosses] if model.ranking.wide.crosses else []
-    if any(chosen):  # left out at the defaults: snapshots from before there was a choice stay good
+    if any(chosen):  # left out where all is as before there was a choice: snapshots from then stay good
         definition += f" {chosen!r}"
     return digest128(definition).hex()
 

@@ -101,8 +101,8 @@ def test_bounds_of_the_configuration_bound_it() -> None:
 
 
 def test_users_take_no_rows_where_they_have_none() -> None:
-    without = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"user_rows": False})})
-    less, parts = footprint(without, SHAPE).parts, footprint(CONFIG, SHAPE).parts
+    having = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"user_rows": True})})
+    less, parts = footprint(CONFIG, SHAPE).parts, footprint(having, SHAPE).parts
     changed = {name for name in parts if less[name] != parts[name]}
     assert {"serving.users", "trainer.users"} <= changed
     assert less["serving.users"] == less["trainer.users"] == 0 < parts["serving.users"]

@@ -92,7 +92,10 @@ def test_a_new_item_is_known_by_its_attributes(learned: RetrievalTrainer) -> Non
 def on(towers: Towers, catalog: MemoryCatalog, attributes: tuple[str, ...]) -> Towers:
     """The same over another catalogue."""
     words = Words(catalog, CONFIG.model.words)
-    return Towers(towers.module, towers.table, catalog, attributes, towers.canvases, words, Texts(catalog, None))
+    texts = Texts(catalog, None)
+    return Towers(
+        towers.module, towers.table, catalog, attributes, towers.canvases, words, texts, user_rows=towers.user_rows
+    )
 
 
 def serving(data: Positives, row: int) -> Request:
@@ -115,9 +118,9 @@ def test_training_and_serving_make_the_same_vector(encoder: str) -> None:
 
 @pytest.mark.parametrize("encoder", ["pooling", "transformer"])
 def test_without_user_rows_a_user_is_what_they_did(encoder: str) -> None:
-    model = with_history(encoder=encoder).model
-    config = CONFIG.model_copy(update={"model": model.model_copy(update={"user_rows": False})})
-    trainer, with_rows = trained(purchases(days=10), 1, config), trained(purchases(days=10), 1)
+    config = with_history(encoder=encoder)
+    having = config.model_copy(update={"model": config.model.model_copy(update={"user_rows": True})})
+    trainer, with_rows = trained(purchases(days=10), 1, config), trained(purchases(days=10), 1, having)
     assert (trainer.towers.table.counts()["user"], trainer.towers.table.counts()["entity"]) == (0, ITEMS)
     assert with_rows.towers.table.counts()["user"] > 0  # canary
     asked = serving(trainer.positives, len(trainer.positives) - 1)

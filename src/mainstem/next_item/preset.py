@@ -22,8 +22,6 @@ PRESET: dict[str, Any] = {
         "dim": 128,
         # The order is what says most, and a history is read whole, a window at a time.
         "history": {"encoder": "transformer", "length": 200, "windows": "sliding", "dropout": 0.2},
-        # Users are what they did, in order.
-        "user_rows": False,
     },
     "train": {
         "retrieval_batch": 2048,

@@ -61,7 +61,7 @@ class ModelConfig(Section):
     text: TextConfig = TextConfig()
     history: HistoryConfig = HistoryConfig()
     ranking: RankingConfig = RankingConfig()
-    user_rows: bool = True
+    user_rows: bool = False
     """Whether users have a row of their own beside what they did: it can hold what a history has forgotten, and takes
     memory."""
     families: dict[Literal["user", "entity", "attribute", "word"], FamilyConfig] = {

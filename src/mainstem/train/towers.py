@@ -125,7 +125,7 @@ class Towers:
 
     def __init__(
         self, module: Unified, table: Table, catalog: Catalog, attributes: Sequence[str], canvases: Canvases,
-        words: Words, texts: Texts, *, user_rows: bool = True,
+        words: Words, texts: Texts, *, user_rows: bool,
     ) -> None:  # fmt: skip
         self.module, self.table, self.catalog = module, table, catalog
         self.attributes, self.canvases, self.words, self.texts = tuple(attributes), canvases, words, texts
