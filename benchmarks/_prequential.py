@@ -235,9 +235,7 @@ def _score(
     context = Context(canvas=next(iter(config.canvases)), user=source.users[visit.user], time=visit.time)
     with store.view(context, config.tenant) as view:
         had = view.counts().keys
-        pool: Keys = (
-            pipelines[0].candidates(SlateRequest(context=context, tenant=config.tenant), view).keys
-        )
+        pool: Keys = pipelines[0].candidates(SlateRequest(context=context, tenant=config.tenant), view).keys
         label = np.isin(pool, wanted)
         for arm in arms:
             assert arm.live is not None

@@ -21,6 +21,8 @@ from mainstem.train import new_towers
 from mainstem.train.histories import Histories
 
 CONFIG = Config.model_validate({"entities": {"item": {"attributes": {"category": "category"}}}})
+HAVING = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"user_rows": True})})
+"""Where users have rows."""
 USERS, ITEMS, EVENTS = 20_000, 4_000, 6
 SHAPE = Shape(users=USERS, items=ITEMS, events=EVENTS, distinct=5.98, session=2)
 
@@ -75,7 +77,7 @@ def test_rows_are_those_of_the_table() -> None:
         table = new_towers(CONFIG, catalog).table
     for family, count in enumerate((USERS, ITEMS, 50)):
         table.find_or_create(np.random.default_rng(family).integers(1, 2**63, count, np.uint64), family, 1_000)
-    said = footprint(CONFIG, replace(SHAPE, values=50)).parts
+    said = footprint(HAVING, replace(SHAPE, values=50)).parts
     assert said["serving.users"] + said["serving.rows"] == pytest.approx(table.explain().predicted, abs=2)
     assert said["serving.users"] == said["trainer.users"]
 
@@ -101,8 +103,7 @@ def test_bounds_of_the_configuration_bound_it() -> None:
 
 
 def test_users_take_no_rows_where_they_have_none() -> None:
-    having = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"user_rows": True})})
-    less, parts = footprint(CONFIG, SHAPE).parts, footprint(having, SHAPE).parts
+    less, parts = footprint(CONFIG, SHAPE).parts, footprint(HAVING, SHAPE).parts
     changed = {name for name in parts if less[name] != parts[name]}
     assert {"serving.users", "trainer.users"} <= changed
     assert less["serving.users"] == less["trainer.users"] == 0 < parts["serving.users"]

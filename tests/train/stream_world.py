@@ -34,10 +34,12 @@ def entities(items: int = ITEMS, first: int = 0) -> list[LogRecord]:
 
 
 def online_config(**changes: Any) -> Config:
-    """Deltas and dense parts whenever asked, snapshots only when called for."""
+    """Deltas and dense parts whenever asked, snapshots only when called for; users with rows, so that erasures have
+    something to reach."""
     defaults = {"batch": 32, "publish_every": "0ms", "dense_every": "0ms", "snapshot_every": "30d"}
     online = CONFIG.train.online.model_copy(update=defaults | changes)
-    return CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"online": online})})
+    train = CONFIG.train.model_copy(update={"online": online})
+    return CONFIG.model_copy(update={"train": train, "model": CONFIG.model.model_copy(update={"user_rows": True})})
 
 
 class World:
