@@ -38,9 +38,9 @@ in time and what tells it apart; per different entity its key; per session its n
 rest of this file is exact or follows from the structure."""
 COUNTED = 17
 """Of an entity counted for which the history holds no event any more, compressed. Measured."""
-LEARNED_EVENT, LEARNED_SESSION = 5, 2
-"""Of an event in the trainer's histories (`train/history_bytes.py`), its entity's number and a step in time of a minute
-or less; and of a session, a longer step. Measured."""
+LEARNED_EVENT, LEARNED_SESSION, LEARNED_FIRST = 5, 2, 4
+"""Of an event in the trainer's histories (`train/history_bytes.py`): its entity's number and a step of seconds; more of
+a session, whose step is longer; less of the oldest, which has no step. Measured."""
 COPIES = 2
 """LMDB copies the pages that a commit changes, and takes them again two commits later."""
 OBJECTS = 150
@@ -166,7 +166,7 @@ def _serving(config: Config, shape: Shape, described: int) -> dict[str, float]:
 def _trainer(config: Config, shape: Shape, described: int) -> dict[str, float]:
     rows, users, items = _rows(config, shape, described), shape.users, shape.items
     held = min(shape.events, config.history_length() + shape.session)
-    events = held * (LEARNED_EVENT + LEARNED_SESSION / shape.session)
+    events = max(held * (LEARNED_EVENT + LEARNED_SESSION / shape.session) - LEARNED_FIRST, 0.0)
     return {
         "trainer.users": users * rows if config.model.user_rows else 0.0,
         "trainer.rows": (described + shape.values) * rows,

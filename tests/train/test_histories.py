@@ -16,7 +16,6 @@ from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import key64
 from mainstem.schema.records import Event
 from mainstem.schema.time import DAY
-
 from mainstem.train import histories
 from mainstem.train.histories import Histories
 from mainstem.train.history_bytes import BLOCK, ROOM, USER
@@ -239,7 +238,7 @@ def test_who_is_forgotten_has_no_past_and_nothing_of_it_is_kept() -> None:
     assert len(keeper) == 2
     assert not gone & set(keeper.state()["entity"].tolist())
     # as many blocks are blank as were given back; the row is, too
-    free, count, used = keeper._blocks.free.tolist()
+    _, count, used = keeper._blocks.free.tolist()
     assert (~keeper._blocks.data[:used, :ROOM].any(axis=1)).sum() == count > 0
     assert sum(not row.tobytes().strip(b"\0") for row in keeper._users[:3]) == 1
     # whoever gets the row now has nothing of who had it

@@ -73,10 +73,10 @@ class Blocks(NamedTuple):
 class Place(NamedTuple):
     """Between two events of a chain: a byte of a block, and the latest time and the note before it."""
 
-    block: int
-    byte: int
-    latest: int
-    note: int
+    block: np.int64
+    byte: np.int64
+    latest: np.int64
+    note: np.uint32
 
 
 def blank(count: int) -> Blocks:
@@ -95,7 +95,7 @@ def grown(blocks: Blocks, count: int) -> Blocks:
 
 
 @compiled
-def _take(blocks: Blocks) -> int:
+def _take(blocks: Blocks) -> np.int64:
     """A blank block that ends a chain."""
     free = blocks.free
     if free[1] > 0:
@@ -106,52 +106,57 @@ def _take(blocks: Blocks) -> int:
         taken = free[2]
         free[2] += 1
     blocks.next[taken] = -1
-    return taken
+    return np.int64(taken)
 
 
 @compiled
-def _give_back(blocks: Blocks, block: int) -> int:
+def _give_back(blocks: Blocks, block: np.int64) -> np.int64:
     """Blank a block and put it on the list of free ones; the one that followed it."""
     after = blocks.next[block]
     blocks.data[block, :] = 0
     blocks.next[block] = blocks.free[0]
     blocks.free[0] = block
     blocks.free[1] += 1
-    return after
+    return np.int64(after)
+
+
+@compiled
+def _put(blocks: Blocks, user: Any, byte: np.uint64) -> None:
+    """Put a byte at the end of the user's chain."""
+    if user.filled == ROOM:
+        taken = _take(blocks)
+        blocks.next[user.tail] = taken
+        user.tail, user.filled = taken, 0
+    blocks.data[user.tail, user.filled] = byte
+    user.filled += 1
 
 
 @compiled
 def _write(blocks: Blocks, user: Any, value: np.uint64) -> None:
-    """Put a varint at the end of the user's chain."""
-    more = True
-    while more:
-        if user.filled == ROOM:
-            taken = _take(blocks)
-            blocks.next[user.tail] = taken
-            user.tail, user.filled = taken, 0
-        more = value > np.uint64(0x7F)
-        blocks.data[user.tail, user.filled] = (value & np.uint64(0x7F)) | np.uint64(0x80 if more else 0)
-        user.filled += 1
+    """Put a varint there."""
+    while value > np.uint64(0x7F):
+        _put(blocks, user, (value & np.uint64(0x7F)) | np.uint64(0x80))
         value >>= np.uint64(7)
+    _put(blocks, user, value)
 
 
 @compiled
-def _read(blocks: Blocks, block: int, byte: int) -> tuple[np.uint64, int, int]:
+def _read(blocks: Blocks, block: np.int64, byte: np.int64) -> tuple[np.uint64, np.int64, np.int64]:
     """The varint that begins there; where it ends, block and byte."""
-    value, shift, more = np.uint64(0), np.uint64(0), True
-    while more:
+    value, shift = np.uint64(0), np.uint64(0)
+    while True:
         if byte == ROOM:
-            block, byte = np.int64(blocks.next[block]), 0
+            block, byte = np.int64(blocks.next[block]), np.int64(0)
         found = np.uint64(blocks.data[block, byte])
+        byte += np.int64(1)
         value |= (found & np.uint64(0x7F)) << shift
-        more = found > np.uint64(0x7F)
         shift += np.uint64(7)
-        byte += 1
-    return value, block, byte
+        if found <= np.uint64(0x7F):
+            return value, block, byte
 
 
 @compiled
-def append(blocks: Blocks, user: Any, number: int, time: int, note: np.uint32) -> None:
+def append(blocks: Blocks, user: Any, number: np.int64, time: np.int64, note: np.uint32) -> None:
     """Add an event to the end of the user's chain; takes one block at most."""
     if user.head < 0:
         block = _take(blocks)
@@ -174,7 +179,7 @@ def first_of(user: Any) -> Place:
 
 
 @compiled
-def read(blocks: Blocks, at: Place) -> tuple[int, int, Place]:
+def read(blocks: Blocks, at: Place) -> tuple[np.int64, np.int64, Place]:
     """Number and time of the event at a place; the place after it, whose note is the event's."""
     head, block, byte = _read(blocks, at.block, at.byte)
     zigzag, block, byte = _read(blocks, block, byte)

@@ -12,8 +12,8 @@ __all__ = ["Numbering"]
 
 
 class Numbering:
-    """Numbers for keys in the order in which they come: 1, 2, ...; key 0 has number 0. Numbers are never given back: who
-    wants fewer begins anew. Memory: 40 to 72 bytes a key."""
+    """Numbers for keys in the order in which they come: 1, 2, ...; key 0 has number 0. None is given back: who wants
+    fewer begins anew. Memory: 40 to 72 bytes a key."""
 
     def __init__(self) -> None:
         self._numbers, self._count = KeyRows(), 1
