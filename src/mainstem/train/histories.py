@@ -64,16 +64,25 @@ class _Found(NamedTuple):
 
 
 @compiled
-def _close_session(blocks: Blocks, user: Any, opened: int, bound: int) -> None:
-    """What waits and lies before `opened` is of the past now; beyond `bound` the oldest leave."""
-    at, ended = first_of(user), 0
+def _ended(blocks: Blocks, user: Any, opened: np.int64) -> np.int64:
+    """How many events wait before the first that does not lie before `opened`."""
+    at, count = first_of(user), np.int64(0)
     for _ in range(user.past):
         _, _, at = read(blocks, at)
-    while ended < user.waiting:
+    while count < user.waiting:
         _, time, at = read(blocks, at)
         if time >= opened:
             break
-        ended += 1
+        count += 1
+    return count
+
+
+@compiled
+def _close_session(blocks: Blocks, user: Any, opened: np.int64, bound: int) -> None:
+    """What waits and lies before `opened` is of the past now; beyond `bound` the oldest leave."""
+    ended = np.int64(user.waiting)
+    if user.last >= opened:  # then some may not; what is in order of time is never looked through
+        ended = _ended(blocks, user, opened)
     past = np.int64(user.past) + ended
     user.waiting -= ended
     user.past = min(past, bound)
