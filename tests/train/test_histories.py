@@ -216,12 +216,12 @@ def test_events_of_one_session_share_what_was_before_it() -> None:
     assert found.sequences.asked.tolist() == found.time[[1, 4]].tolist()
 
 
-@pytest.mark.parametrize("name", ["past", "waiting", "entity", "time", "note"])
+@pytest.mark.parametrize("name", ["past", "waiting", "last", "entity", "time", "note"])
 def test_a_checkpoint_that_does_not_fit_is_refused(name: str) -> None:
     keeper = Histories()
     online(stream_of([("u", GAP + 1, True, "purchase")] * 9, named=True), 2, keeper)
     state = keeper.state()
-    state[name] = state[name] + 1 if name in ("past", "waiting") else state[name][:-1]
+    state[name] = state[name] + 1 if name in ("past", "waiting", "last") else state[name][:-1]
     with pytest.raises(StoreError, match="do not fit"):
         Histories().load(state)
 

@@ -30,11 +30,11 @@ __all__ = ["Histories"]
 
 Ints = NDArray[np.int64]
 
-_KEPT = ("session", "last", "past", "waiting")
 _NEVER = np.iinfo(np.int64).min
 _FIRST_USERS, _FIRST_BLOCKS = 64, 512
 _LOADED = 1 << 16
 """Events of a checkpoint that are taken up at once."""
+_MISFIT = "histories: the checkpoint's arrays do not fit each other"
 _FEW = 1024
 """Numbers of entities that are not worth looking through."""
 
@@ -246,30 +246,29 @@ class Histories:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take up what `state` gave. Raises StoreError where it does not fit."""
-        users, past, waiting, last, time = (state[name] for name in ("user", "past", "waiting", "last", "time"))
+        users, past, waiting = state["user"], state["past"], state["waiting"]
         n, count = len(users), past + waiting
         total = int(count.sum())
         fits = len(past) == n and all(len(state[name]) == total for name in ("entity", "time", "note"))
         if not fits or (n and not (0 <= past.min() <= past.max() <= self.length and waiting.min() >= 0)):
-            raise StoreError("histories: the checkpoint's arrays do not fit each other")
+            raise StoreError(_MISFIT)
         self._clear(max(n, _FIRST_USERS), _FIRST_BLOCKS)
         self._used = n
         self._rows.put(users, np.arange(n))
-        of = self._users[:n]
-        for name in _KEPT:
-            of[name] = state[name]
         number = self._entities.of(state["entity"])
+        of = self._users[:n]
+        of["session"], of["past"], of["waiting"] = state["session"], past, waiting
         of["latest"], of["before"] = self._entities.of(state["latest"]), self._entities.of(state["before"])
+        of["last"], of["head"] = _NEVER, -1
         self._in_use = max(len(self._entities), _FEW)
-        of["head"] = -1
-        rows, latest = np.repeat(np.arange(n), count), np.full(n, _NEVER)
-        np.maximum.at(latest, rows, time)
-        # times count from the latest one before; where that was dropped, all do from it
-        of["last"][latest == last] = _NEVER
+        rows = np.repeat(np.arange(n), count)
         for start in range(0, total, _LOADED):
             some = slice(start, start + _LOADED)
             self._room(len(rows[some]))
-            _append_all(rows[some], number[some], time[some], state["note"][some], self._users, self._blocks)
+            _append_all(rows[some], number[some], state["time"][some], state["note"][some], self._users, self._blocks)
+        # the latest event is among those held: what left was earlier than the one that ended its session
+        if not np.array_equal(of["last"], state["last"]):
+            raise StoreError(_MISFIT)
 
     # ---- room --------------------------------------------------------------------------------------
 
