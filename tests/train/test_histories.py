@@ -164,7 +164,7 @@ def wild_batch(rows: list[tuple[int, int, int]], first: int, time: int) -> tuple
 @settings(max_examples=200, deadline=None)
 @given(wild, st.sampled_from([1, 3, 50]), st.sampled_from([4, 1024]))
 def test_whatever_comes_it_is_what_plain_lists_say(turns: list[Any], length: int, few: int) -> None:
-    """With few numbers worth looking through, entities are numbered anew over and over."""
+    """With `few` small, entities are numbered anew over and over."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(histories, "_FEW", few)
         keeper, plain, first, time = Histories(length=length), PlainHistories(GAP, length), 0, T0

@@ -36,7 +36,7 @@ _LOADED = 1 << 16
 """Events of a checkpoint that are taken up at once."""
 _MISFIT = "histories: the checkpoint's arrays do not fit each other"
 _FEW = 1024
-"""Numbers of entities that are not worth looking through."""
+"""Numbers of entities up to which they are not given anew."""
 
 
 class _Taken(NamedTuple):
