@@ -21,7 +21,7 @@ from mainstem.rank.categories import has_categories
 from mainstem.rank.retrieve import DEFAULT_MIX
 from mainstem.schema.config import Config
 from mainstem.schema.keyrows import slots_for
-from mainstem.train.histories import BLOCK, SIZE, USER
+from mainstem.train.history_bytes import BLOCK, ROOM, USER
 from mainstem.train.networks import families_of
 from mainstem.weights.slabs import predicted_bytes
 
@@ -38,6 +38,9 @@ in time and what tells it apart; per different entity its key; per session its n
 rest of this file is exact or follows from the structure."""
 COUNTED = 17
 """Of an entity counted for which the history holds no event any more, compressed. Measured."""
+LEARNED_EVENT, LEARNED_SESSION, LEARNED_FIRST = 5, 2, 4
+"""Of an event in the trainer's histories (`train/history_bytes.py`): its entity's number and a step of seconds; more of
+a session, whose step is longer; less of the oldest, which has no step. Measured."""
 COPIES = 2
 """LMDB copies the pages that a commit changes, and takes them again two commits later."""
 OBJECTS = 150
@@ -163,17 +166,19 @@ def _serving(config: Config, shape: Shape, described: int) -> dict[str, float]:
 def _trainer(config: Config, shape: Shape, described: int) -> dict[str, float]:
     rows, users, items = _rows(config, shape, described), shape.users, shape.items
     held = min(shape.events, config.history_length() + shape.session)
+    events = max(held * (LEARNED_EVENT + LEARNED_SESSION / shape.session) - LEARNED_FIRST, 0.0)
     return {
         "trainer.users": users * rows if config.model.user_rows else 0.0,
         "trainer.rows": (described + shape.values) * rows,
-        # a third of the last block of each user is empty, in the mean
-        "trainer.histories": users * (USER.itemsize + BLOCK * (held + 1) / SIZE) + _key_rows(users),
+        # half of the last block of each user is empty, in the mean
+        "trainer.histories": users * (USER.itemsize + BLOCK * (events / ROOM + 0.5)) + _key_rows(users)
+        + 8.0 * items + _key_rows(items),
         "trainer.counts": 16.0 * items + _key_rows(items),
         "trainer.catalog": described * (shape.record + OBJECTS) + _columns(config, described),
         "trainer.names": _names(shape, described),
         "trainer.words": _words(config, shape, described),
         "trainer.texts": _texts(config, described),
-    }
+    }  # fmt: skip
 
 
 def _rows(config: Config, shape: Shape, described: int) -> float:

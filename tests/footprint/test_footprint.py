@@ -17,6 +17,7 @@ from mainstem.index import Neighbourhood
 from mainstem.schema.batch import EventBatch
 from mainstem.schema.config import Config
 from mainstem.schema.position import START
+from mainstem.schema.time import DAY
 from mainstem.train import new_towers
 from mainstem.train.histories import Histories
 
@@ -82,13 +83,37 @@ def test_rows_are_those_of_the_table() -> None:
     assert said["serving.users"] == said["trainer.users"]
 
 
-def test_mirrors_and_histories_are_those_of_the_processes() -> None:
+def test_mirrors_are_those_of_the_processes() -> None:
     said = footprint(CONFIG, SHAPE).parts
     width = Ring(CONFIG).dtype.itemsize
     assert ITEMS * (width + 16) < said["serving.mirrors"] < ITEMS * (width + 8 + 32)
-    histories, events = Histories(), batch(np.random.default_rng(0))
-    histories.fold(events, np.ones(len(events), np.uint32))
-    assert said["trainer.histories"] == pytest.approx(histories.nbytes(), rel=0.1)
+
+
+def test_histories_of_users_of_whom_few_do_most() -> None:
+    """Lognormal numbers of events, popular entities, sessions of three events over 90 days.
+    Were all users alike, their last blocks would be so, too, and not half empty in the mean."""
+    rng, users, items = np.random.default_rng(0), 10_000, 5_000
+    counts = np.clip(np.round(rng.lognormal(np.log(10) - 0.5, 1.0, users)), 1, 2_000).astype(np.int64)
+    user = np.repeat(np.arange(users), counts)
+    opens = rng.random(len(user)) < 1 / 3
+    opens[np.r_[0, np.cumsum(counts)[:-1]]] = True
+    session = np.cumsum(opens)
+    place = np.arange(len(user)) - np.maximum.accumulate(np.where(opens, np.arange(len(user)), 0))
+    time = rng.integers(0, 90 * DAY, session[-1] + 1)[session] + 30_000 * place
+    order = np.argsort(time, kind="stable")
+    item = np.minimum(np.exp(rng.random(len(user)) * np.log(items + 1)).astype(np.int64), items)
+    keys = rng.integers(1, 2**63, users + items + 1, np.uint64)
+    n, none = len(user), np.zeros(len(user), np.uint64)
+    events = EventBatch(
+        time=time[order], user=keys[user][order], session=session[order].astype(np.uint64),
+        entity=keys[users:][item][order], kind=np.zeros(n, np.int16), value=np.ones(n), place=none,
+        offset=np.full(n, -1), canvas=none, query=none, setting=none, kinds=("purchase",),
+    )  # fmt: skip
+    histories = Histories()
+    histories.fold(events, np.ones(n, np.uint32))
+    shape = Shape(users, len(np.unique(item)), events=n / users, distinct=9, session=n / session[-1])
+    assert footprint(CONFIG, shape).parts["trainer.histories"] == pytest.approx(histories.nbytes(), rel=0.1)
+    assert footprint(CONFIG, replace(shape, events=3)).parts["trainer.histories"] < 0.9 * histories.nbytes()
 
 
 def test_bounds_of_the_configuration_bound_it() -> None:

@@ -25,6 +25,7 @@ def test_put_remove_and_find_agree_with_a_dictionary(steps: list[tuple[bool, lis
         else:
             assert table.remove(named).tolist() == [oracle.pop(key, -1) for key in some]
         assert len(table) == len(oracle)
+        assert dict(zip(*(column.tolist() for column in table.items()), strict=True)) == oracle
         asked = np.arange(50, dtype=np.uint64)
         assert table.find(asked).tolist() == [oracle.get(key, -1) for key in range(50)]
 

@@ -50,3 +50,8 @@ class PlainHistories:
     def forget(self, users: list[int]) -> None:
         for key in users:
             self.users.pop(key, None)
+
+    def expire(self, before: int) -> int:
+        gone = [key for key, user in self.users.items() if user.last < before]
+        self.forget(gone)
+        return len(gone)

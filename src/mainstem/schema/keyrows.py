@@ -162,6 +162,11 @@ class KeyRows:
     def nbytes(self) -> int:
         return self._keys.nbytes + self._rows.nbytes
 
+    def items(self) -> tuple[Keys, NDArray[np.int64]]:
+        """All keys, in no order, and the row of each."""
+        used = self._keys != 0
+        return self._keys[used], self._rows[used]
+
     def find(self, keys: Keys) -> NDArray[np.int64]:
         """Row of each key [n]; -1 where absent."""
         return find(self._keys, self._rows, np.array(keys, np.uint64))
@@ -172,8 +177,7 @@ class KeyRows:
         self.remove(keys)
         self._count += len(keys)
         if slots_for(self._count) > len(self._keys):
-            used = self._keys != 0
-            kept, places = self._keys[used], self._rows[used]
+            kept, places = self.items()
             self._resize(self._count)
             insert(self._keys, self._rows, kept, places)
         insert(self._keys, self._rows, keys, rows)

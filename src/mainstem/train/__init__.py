@@ -7,6 +7,8 @@ words.py         what entities say of themselves and what is searched for, as ke
 texts.py         their texts, and queries, as vectors of a pretrained encoder
 interactions.py  positives with their users' histories, from a whole log
 histories.py     the same, online
+history_bytes.py what they keep of events, byte by byte
+numbering.py     small numbers for the entities in them
 item_weights.py  weights between items, from a whole log
 neighbourhoods.py  the same where a source reads them: made, kept beside a snapshot, loaded
 population.py    how often entities are taken: Q of the logQ correction
