@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -74,7 +73,7 @@ def commands(arguments: list[str]) -> list[str]:
     watch.start()
     lines = follow(process, _LAST_COMMAND)
     watch.cancel()
-    process.send_signal(signal.SIGINT)
+    process.terminate()  # a run in the background may have been told to ignore interrupts
     process.communicate()
     offered = [line.strip() for line in lines if line.strip().startswith("curl ")]
     if not offered:

@@ -180,25 +180,25 @@ def test_a_signal_ends_the_process_after_what_has_begun(config: Config, number: 
         answers: list[int] = []
         asking = threading.Thread(target=lambda: answers.append(httpx.post(url + "/v1/slates", timeout=20).status_code))
         asking.start()
-        assert child.stdout.readline().strip() == "asked"
+        assert child.stdout.readline().strip() == "asked, what was loaded frozen: True"
         child.send_signal(number)
         asking.join(20)
         rest = child.stdout.read()
-    assert (answers, rest.strip(), child.returncode) == ([200], "closed", 0)
+    assert (answers, rest.strip(), child.returncode) == ([200], "closed, frozen: 0", 0)
 
 
 _CHILD = """
-import sys, time
+import gc, sys, time
 from doubles import MemoryEngine
 from mainstem.schema.config import Config
 from mainstem.serve import run
 
 class Slow(MemoryEngine):
     def slate(self, request):
-        print("asked", flush=True)
+        print("asked, what was loaded frozen:", gc.get_freeze_count() > 10_000, flush=True)
         time.sleep(0.5)
         return super().slate(request)
 
 run(Slow(Config.model_validate_json(sys.argv[1])), port=0, on_started=lambda url: print(url, flush=True))
-print("closed", flush=True)
+print("closed, frozen:", gc.get_freeze_count(), flush=True)
 """
