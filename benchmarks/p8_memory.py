@@ -5,7 +5,7 @@ sets of shops and films), in sessions, on items of Zipf popularity, over 90 days
 process of its own, so that what it holds is what the system counts:
 
     state      the catalogue and the feature state in LMDB: file sizes, and pages per table
-    worker     a serving worker on that state, with a row for every user, item and attribute value, the vector index,
+    worker     a serving worker on that state, with a row for every item and attribute value, the vector index,
                the content index and the mirrors, after some slates: private memory (RssAnon) beyond that of a worker on
                a state of next to nothing, which is the fixed cost. Pages of LMDB files that it maps are the files' and
                are not counted twice
@@ -174,10 +174,12 @@ def state(world: World, folder: Path) -> dict[str, Any]:
 
 
 def fill(towers: Any, world: World) -> None:
-    """A row for every user, item and category: its bytes do not depend on what it learned."""
+    """A row for every item and category, and for every user where they have rows: its bytes do not depend on what it
+    learned."""
     now = START_MS + DAYS * 86_400_000
     codes = np.unique(towers.entity_keys(world.item_keys)[:, 1:])
-    for family, found in enumerate((world.user_keys, world.item_keys, codes[codes != 0])):
+    users = world.user_keys if towers.user_rows else world.user_keys[:0]
+    for family, found in enumerate((users, world.item_keys, codes[codes != 0])):
         for start in range(0, len(found), BATCH):
             towers.table.find_or_create(found[start : start + BATCH], family, now)
     towers.table.take_changes()

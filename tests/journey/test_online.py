@@ -25,10 +25,14 @@ EVEN, ODD = 2_000, 2_001
 
 
 def config() -> Config:
-    """Rows at once, dense parts a little later, no snapshot but the last."""
+    """Rows at once, dense parts a little later, no snapshot but the last; users have rows, which an erasure reaches."""
     times = {"publish_every": "20ms", "dense_every": "150ms", "snapshot_every": "30d", "batch": 64}
     online = CONFIG.train.online.model_copy(update=times)
-    return CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"online": online})})
+    train, model = (
+        CONFIG.train.model_copy(update={"online": online}),
+        CONFIG.model.model_copy(update={"user_rows": True}),
+    )
+    return CONFIG.model_copy(update={"train": train, "model": model})
 
 
 @pytest.fixture(scope="module")
