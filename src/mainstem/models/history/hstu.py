@@ -76,12 +76,12 @@ class HSTU(HistoryEncoder):
     def _relations(self, histories: Histories, packing: Packing, dtype: torch.dtype) -> list[_Relations]:
         events, relations = self.config.events, []
         looked_from = histories.asked_at() if events.query_time else histories.time
-        for now, then in zip(packing.split(looked_from), packing.split(histories.time), strict=True):
-            place = torch.arange(now.shape[1], device=now.device)
-            seen = torch.ones(len(place), len(place), dtype=dtype, device=now.device).tril()
+        for query, key in zip(packing.split(looked_from), packing.split(histories.time), strict=True):
+            place = torch.arange(query.shape[1], device=query.device)
+            seen = torch.ones(len(place), len(place), dtype=dtype, device=query.device).tril()
             elapsed = None
             if events.time_buckets:
-                elapsed = log_bucket(now[:, :, None] - then[:, None, :], events.time_buckets)
+                elapsed = log_bucket(query[:, :, None] - key[:, None, :], events.time_buckets)
             distance = (place[:, None] - place).clamp(0, self.config.positions - 1)
             relations.append(_Relations(seen / (place[:, None] + 1), distance, elapsed))
         return relations
