@@ -25,7 +25,8 @@ Learned = Mapping[str, Any]
 
 def learned_by(trainer: RetrievalTrainer) -> dict[str, Any]:
     """A copy of all that scores come from: the networks' weights and the table's rows."""
-    module = {name: value.detach().clone() for name, value in trainer.towers.module.state_dict().items()}
+    named = trainer.towers.module.state_dict().items()
+    module = {name: value.detach().to("cpu", copy=True) for name, value in named}
     return {"module": module, "table": trainer.towers.table.state()}
 
 

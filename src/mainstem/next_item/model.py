@@ -68,7 +68,7 @@ class SequenceModel:
         self.seconds = self._fit("refit", learned, self.chosen.best, None).seconds
 
     def scores(self, data: LeaveOneOut, places: Ints) -> Floats:
-        with torch_threads(self.config.train.threads):
+        with torch_threads(self.config.train.threads), self.trainer.computing():
             if self._vectors is None:
                 self._vectors = torch.from_numpy(self.trainer.towers.entity_vectors(self.actions.entities))
             return scorer(self.actions, self.trainer, vectors=self._vectors)(data, places)
@@ -94,7 +94,7 @@ class SequenceModel:
         if self.checkpoints is not None:
             run = self.checkpoints.take_up(stage, trainer, rng)
         self.watch.begin(stage, run, most, train.patience, len(rows))
-        with torch_threads(train.threads):
+        with torch_threads(train.threads), trainer.computing():
             run.over = run.over or self._over(run, most, judged=judge is not None)
             while not run.over:
                 self._epoch(run, trainer, rows, rng, judge)

@@ -209,6 +209,9 @@ class TrainConfig(Section):
     online: OnlineConfig = OnlineConfig()
     threads: int = Field(default=1, ge=1)
     """Threads of the retrieval training. More than one helps only where the cores have nothing else to do."""
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Where the networks of the retrieval training compute; `auto`: on a GPU where torch sees one. Rows and their
+    optimizer stay in host memory, and all that serves or learns from the stream is on the CPU."""
     nice: int = Field(default=10, ge=0, le=19)
     """How much a process that trains gives way to those that answer, where the system knows that (Unix `nice`)."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from mainstem.models.losses import full_softmax, sampled_softmax
 from mainstem.schema.config import ModelConfig, TrainConfig
 from mainstem.schema.protocols import Floats
 from mainstem.train.canvases import Requests
+from mainstem.train.device import device_of, matmul_precision
 from mainstem.train.interactions import Interactions, Positives, ranges
 from mainstem.train.negatives import Candidates, Negatives, mine, others
 from mainstem.train.population import Population
@@ -78,24 +80,27 @@ class RetrievalLearner:
     ) -> Tensor:  # fmt: skip
         """The mean over requests asked [m, dim], each `counted` [m] times, of what it would have among entities
         [c, dim]."""
-        targets = torch.from_numpy(candidates.places[requests.positive])
-        weights = torch.from_numpy(counted)
-        excluded = torch.from_numpy(others(batch.user, candidates.places, requests.positive))
+        tensor = self.towers.tensor
+        targets, weights = tensor(candidates.places[requests.positive]), tensor(counted)
+        excluded = tensor(others(batch.user, candidates.places, requests.positive))
         temperature = self.model.temperature
         if candidates.log_q is None:
             return full_softmax(asked, entities, targets, temperature, weights=weights, excluded=excluded)
         return sampled_softmax(
-            asked, entities, None, candidates.log_q, temperature,
-            targets=targets, weights=weights, drawn=candidates.drawn, excluded=excluded,
+            asked, entities, None, candidates.log_q.to(asked.device), temperature, targets=targets, weights=weights,
+            drawn=None if candidates.drawn is None else candidates.drawn.to(asked.device), excluded=excluded,
         )  # fmt: skip
 
 
 class RetrievalTrainer:
-    """One pass over a log's positives at a time, in random order."""
+    """One pass over a log's positives at a time, in random order, on the device that `train.device` names.
+
+    Raises ConfigError where there is none."""
 
     def __init__(self, towers: Towers, positives: Positives, model: ModelConfig, train: TrainConfig) -> None:
         self.towers, self.positives, self.train = towers, positives, train
         self.learner = RetrievalLearner(towers, model, train)
+        self.device = device_of(train.device)
         self.entities = np.unique(positives.entity)
         self.draw_from(np.arange(len(positives)))
 
@@ -106,14 +111,35 @@ class RetrievalTrainer:
         self.population.add(self.positives.entity[rows])
         self.learner.negatives.forget()
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Within, networks and their optimizer are on the device; afterwards where they were. The table stays in host
+        memory: a step's rows go there, their gradients come back."""
+        before = self.towers.device
+        self._move(self.device)
+        try:
+            with matmul_precision(self.device):
+                yield
+        finally:
+            self._move(before)
+
+    def _move(self, device: torch.device) -> None:
+        if device == self.towers.device:
+            return
+        self.towers.move(device)
+        adam = self.learner.adam
+        adam.load_state_dict(adam.state_dict())  # which brings the state to where the weights are
+
     def epoch(self, rows: Ints, rng: np.random.Generator, number: int = 0) -> Iterator[tuple[float, int]]:
         """One pass over these positives, in random order; yields each step's loss and how many positives it had.
 
         rows: places, rising. number: of the epoch, which `windows` of histories take turns by.
         """
         self.draw_from(rows)
-        for batch, lists in self._mined(batch for batch in self._batches(rows, rng, number) if len(batch) > 1):
-            yield self.learner.step(batch, self.population, rng, lists), len(batch)
+        batches = (batch for batch in self._batches(rows, rng, number) if len(batch) > 1)
+        with self.computing():
+            for batch, lists in self._mined(batches):
+                yield self.learner.step(batch, self.population, rng, lists), len(batch)
 
     def _mined(self, batches: Iterator[Interactions]) -> Iterator[tuple[Interactions, Ints | None]]:
         """Each batch with its lists, if any are mined: of some batches at a time, by the weights before their steps."""

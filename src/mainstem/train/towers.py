@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,6 +137,22 @@ class Towers:
         self.words.forget(entities)
         self.texts.forget(entities)
 
+    # ---- where it computes ---------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module computes; the table stays in host memory."""
+        return self.lookup.device
+
+    def move(self, device: torch.device) -> None:
+        """Compute there from now on."""
+        self.module.to(device)
+        self.lookup.device = device
+
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """The array where the module computes."""
+        return torch.from_numpy(array).to(self.device)
+
     # ---- keys ----------------------------------------------------------------------------------------
 
     def entity_keys(self, entities: Keys) -> Keys:
@@ -198,9 +215,9 @@ class Towers:
 
     def bodies(self, gathered: Gathered, layout: Layout) -> Tensor:
         """What each entity of the look-up is made of: [n, dim]."""
-        offsets, weights = torch.from_numpy(layout.offsets), torch.from_numpy(layout.weights)
+        offsets, weights = self.tensor(layout.offsets), self.tensor(layout.weights)
         bodies = self.module.body(gathered.rows, gathered.places["made of"], offsets, weights)
-        return bodies + self.module.told(torch.from_numpy(layout.texts)) if self.texts.width else bodies
+        return bodies + self.module.told(self.tensor(layout.texts)) if self.texts.width else bodies
 
     def entity_batch(self, bodies: Tensor, layout: Layout) -> Tensor:
         """Vectors [c, dim] of the candidates."""
@@ -210,16 +227,16 @@ class Towers:
         self, gathered: Gathered, bodies: Tensor, layout: Layout, batch: Interactions, requests: Requests
     ) -> Tensor:
         """Vectors [m, dim] of the requests."""
-        states = self.module.states(_histories(bodies, layout.event, batch.sequences))
-        told = torch.from_numpy(np.where(requests.personal, batch.state[requests.positive], -1))
+        states = self.module.states(self._histories(bodies, layout.event, batch.sequences))
+        told = self.tensor(np.where(requests.personal, batch.state[requests.positive], -1))
         query, has_query = self._queries(gathered, layout)
         fields, has_field = self._fields(gathered, requests.category, requests.setting)
-        user = torch.from_numpy(requests.personal & (self._users(batch.user)[requests.positive] != 0))
+        user = self.tensor(requests.personal & (self._users(batch.user)[requests.positive] != 0))
         asked = Asked(
-            canvas=torch.from_numpy(requests.canvas),
+            canvas=self.tensor(requests.canvas),
             user=gathered.take("user"), knows_user=user,
             history=self.module.at(states, told),
-            sources=pick(bodies, torch.from_numpy(layout.source)), has_sources=torch.from_numpy(requests.source != 0),
+            sources=pick(bodies, self.tensor(layout.source)), has_sources=self.tensor(requests.source != 0),
             fields=fields, has_field=has_field, query=query, has_query=has_query,
         )  # fmt: skip
         return self.module.request(asked)
@@ -228,17 +245,17 @@ class Towers:
         """The mean of each query's words and what the whole tells, [m, dim]; which are known, bool [m]."""
         sizes = np.diff(layout.query)
         weights = np.repeat(1 / np.maximum(sizes, 1), sizes).astype(np.float32)
-        of = torch.from_numpy(layout.query), torch.from_numpy(weights)
+        of = self.tensor(layout.query), self.tensor(weights)
         queries = self.module.body(gathered.rows, gathered.places["query"], *of)
         if self.texts.width:
-            queries = queries + self.module.told(torch.from_numpy(layout.asked))
-        return queries, torch.from_numpy((sizes > 0) | layout.asked.any(axis=1))
+            queries = queries + self.module.told(self.tensor(layout.asked))
+        return queries, self.tensor((sizes > 0) | layout.asked.any(axis=1))
 
     def _fields(self, gathered: Gathered, category: Keys, setting: Keys) -> tuple[Tensor, Tensor]:
         """The rows of category uint64 [m] and setting uint64 [m, fields - 1]: [m, fields, dim]; which are known."""
         rows = gathered.take("setting").reshape(*setting.shape, self.table.dim)
         known = np.column_stack([category, setting]) != 0
-        return torch.cat((gathered.take("category")[:, None], rows), dim=1), torch.from_numpy(known)
+        return torch.cat((gathered.take("category")[:, None], rows), dim=1), self.tensor(known)
 
     # ---- vectors to serve ----------------------------------------------------------------------------
 
@@ -253,7 +270,7 @@ class Towers:
             keys, offsets, weights = made.summed()
             gathered = self.lookup.gather({"made of": keys}, create=False, gradient=False)
             layout = Layout(len(some), NONE, NONE, offsets, weights, made.texts, NONE, NO_TEXTS)
-            parts.append(self.module.entity(self.bodies(gathered, layout)).numpy())
+            parts.append(self.module.entity(self.bodies(gathered, layout)).cpu().numpy())
         return np.concatenate(parts)
 
     def known_vectors(self, entities: Keys) -> Floats:
@@ -269,7 +286,7 @@ class Towers:
         self.module.eval()
         gathered, layout = self.gather(batch, requests, batch.entity[:0])
         bodies = self.bodies(gathered, layout)
-        found: Floats = self.request_batch(gathered, bodies, layout, batch, requests).numpy()
+        found: Floats = self.request_batch(gathered, bodies, layout, batch, requests).cpu().numpy()
         return found
 
     def vectors_before(self, batch: Interactions) -> Floats:
@@ -335,28 +352,27 @@ class Towers:
         }  # fmt: skip
         gathered = self.lookup.gather(roles, create=False, gradient=False)
         bodies = self.bodies(gathered, layout)
-        states = self.module.states(_histories(bodies, event, request.sequences))
-        sources = pick(bodies, torch.from_numpy(source))
+        states = self.module.states(self._histories(bodies, event, request.sequences))
+        sources = pick(bodies, self.tensor(source))
         query, has_query = self._queries(gathered, layout)
         fields, has_field = self._fields(gathered, np.array([request.category], np.uint64), request.setting[None])
         asked = Asked(
-            canvas=torch.tensor([request.canvas]),
-            user=gathered.take("user"), knows_user=torch.from_numpy(users != 0),
-            history=self.module.at(states, torch.tensor([len(states) - 1])),
+            canvas=torch.tensor([request.canvas], device=self.device),
+            user=gathered.take("user"), knows_user=self.tensor(users != 0),
+            history=self.module.at(states, torch.tensor([len(states) - 1], device=self.device)),
             sources=sources.sum(dim=0, keepdim=True) / max(len(sources), 1),
-            has_sources=torch.tensor([len(sources) > 0]),
+            has_sources=torch.tensor([len(sources) > 0], device=self.device),
             fields=fields, has_field=has_field, query=query, has_query=has_query,
         )  # fmt: skip
-        found: Floats = self.module.request(asked)[0].numpy()
+        found: Floats = self.module.request(asked)[0].cpu().numpy()
         return found
 
-
-def _histories(bodies: Tensor, event: Ints, past: Sequences) -> Histories:
-    return Histories(
-        pick(bodies, torch.from_numpy(event)), torch.from_numpy(past.action()),
-        torch.from_numpy(past.canvas()), torch.from_numpy(past.value()), torch.from_numpy(past.time),
-        torch.from_numpy(past.offsets), torch.from_numpy(past.asked),
-    )  # fmt: skip
+    def _histories(self, bodies: Tensor, event: Ints, past: Sequences) -> Histories:
+        return Histories(
+            pick(bodies, self.tensor(event)), self.tensor(past.action()),
+            self.tensor(past.canvas()), self.tensor(past.value()), self.tensor(past.time),
+            self.tensor(past.offsets), self.tensor(past.asked),
+        )  # fmt: skip
 
 
 def _means(rows: Floats, offsets: Ints) -> Floats:

@@ -46,8 +46,10 @@ def unflatten(arrays: Arrays, tree: Any) -> Any:
 
 
 def random_states(generator: np.random.Generator | None = None) -> dict[str, Any]:
-    """The states of Python's, torch's and one numpy generator, for `flatten`."""
+    """The states of Python's, torch's and one numpy generator, for `flatten`; the GPU's too where one was used."""
     states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states["cuda"] = torch.cuda.get_rng_state()
     if generator is not None:
         states["numpy"] = dict(generator.bit_generator.state)
     return states
@@ -59,6 +61,8 @@ def restore_random(states: Mapping[str, Any], generator: np.random.Generator | N
         raise StoreError("the checkpoint holds a numpy generator's state and none was passed, or the reverse")
     random.setstate(states["python"])
     torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
     if generator is not None:
         generator.bit_generator.state = states["numpy"]
 

@@ -50,7 +50,7 @@ class Gathered:
 
         Its gradient is summed per row by a compiled loop, in the order of the places whatever the number of threads;
         that of row 0 is dropped, as the default row does not learn. Takes and indexings of one step add up. There is no
-        second derivative.
+        second derivative. On a GPU torch sums, in no stated order.
         """
         out: Tensor = _Take.apply(self.rows, self.places[role])  # type: ignore[no-untyped-call]
         return out
@@ -61,10 +61,13 @@ class Lookup:
 
     A step: `gathered = lookup.gather({...})`, forward over `gathered.take(role)` or `gathered.rows` and
     `gathered.places`, `loss.backward()`, `lookup.apply_gradients(rate)`.
+
+    device: where rows and places go to and gradients come from; the table and its steps stay where they are.
     """
 
     def __init__(self, table: Table) -> None:
         self.table = table
+        self.device = torch.device("cpu")
         self._pending: Gathered | None = None
 
     def gather(
@@ -98,12 +101,13 @@ class Lookup:
         unique, family, sights, places = _distinct(keys, np.cumsum(sizes, dtype=np.int64), np.array(classes, np.int64))
         if gradient or creating:
             table_rows = _keep_found(self._rows(unique, classes, family, sights, time), places)
-            leaf = torch.from_numpy(self.table.gather(table_rows)).requires_grad_(gradient)
+            leaf = torch.from_numpy(self.table.gather(table_rows)).to(self.device).requires_grad_(gradient)
         else:
             # by key, in one pass: between find and gather another thread may give a row to another key
             table_rows = np.zeros(0, np.int64)
-            leaf = torch.from_numpy(self.table.read(np.concatenate([np.zeros(1, np.uint64), unique])))
-        split = torch.split(torch.from_numpy(places), sizes) if sizes else ()
+            read = self.table.read(np.concatenate([np.zeros(1, np.uint64), unique]))
+            leaf = torch.from_numpy(read).to(self.device)
+        split = torch.split(torch.from_numpy(places).to(self.device), sizes) if sizes else ()
         gathered = Gathered(leaf, dict(zip(roles, split, strict=True)), table_rows)
         if gradient:
             self._pending = gathered
@@ -119,7 +123,7 @@ class Lookup:
             raise RuntimeError("apply_gradients needs a gather with gradient=True before it, each time")
         self._pending = None
         if pending.rows.grad is not None:
-            self.table.update(pending._table_rows, pending.rows.grad.numpy(), learning_rate, distinct=True)
+            self.table.update(pending._table_rows, pending.rows.grad.cpu().numpy(), learning_rate, distinct=True)
 
     def _rows(self, unique: Keys, classes: list[int], family: Numbers, sights: Numbers, time: int) -> Rows:
         """The row of each key [u]: created, if its family is not -1, or only found."""
@@ -247,6 +251,10 @@ class _Take(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (places,) = ctx.saved_tensors
+        if gradient.device.type != "cpu":
+            sums = gradient.new_zeros(ctx.count, gradient.shape[1]).index_add_(0, places, gradient)
+            sums[0] = 0.0
+            return sums, None
         return torch.from_numpy(_row_sums(places.numpy(), gradient.contiguous().numpy(), ctx.count)), None
 
 

@@ -22,6 +22,8 @@ SPREAD = 1.5
 """Attention pays for the square of a group's length, and for each group a little. Between 1.25 and 2 the two are in
 balance on the CPU for histories of tens and of hundreds of events. Packing several histories into one block under a
 block-diagonal mask is no faster there, and needs memory for that mask."""
+DEVICE_SPREAD = 4.0
+"""The least on a GPU, where a group costs the launch of many small kernels and padding costs little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,14 @@ class Packing:
         """Group the sequences by length.
 
         offsets int64 [b + 1]; spread >= 1: how many times as long as its shortest the longest of a group may be.
-        math.inf makes one group of all: the plain padded path. Groups: at most 1 + log(longest) / log(spread).
+        math.inf makes one group of all: the plain padded path; on a GPU `DEVICE_SPREAD` at least. Groups: at most 1 + log(longest) / log(spread).
 
         Raises ValueError where spread is below 1.
         """
         if not spread >= 1:
             raise ValueError(f"spread {spread} must be at least 1")
+        if offsets.device.type != "cpu":
+            spread = max(spread, DEVICE_SPREAD)
         bounds = offsets.cpu().numpy()
         lengths = np.diff(bounds)
         order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]

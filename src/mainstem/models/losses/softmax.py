@@ -15,6 +15,8 @@ USERS = 256
 # Logits of these at most, while that leaves `LEAST` users.
 PIECE = 2**22
 LEAST = 16
+# On a GPU: 1 GB of float32, as a piece is a handful of kernels however large it is.
+DEVICE_PIECE = 2**28
 
 
 def full_softmax(
@@ -89,7 +91,8 @@ def among_others(
     all but those whose positive it is. A user's own positive stays whatever is left out. chunk: see `full_softmax`.
     """
     if chunk is None:
-        chunk = max(min(USERS, PIECE // max(len(entities), 1)), LEAST)
+        at_once, piece = (USERS, PIECE) if users.device.type == "cpu" else (len(users), DEVICE_PIECE)
+        chunk = max(min(at_once, piece // max(len(entities), 1)), LEAST)
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, not {chunk}")
     bias = users.new_zeros(len(entities)) if log_q is None else -log_q.to(users.dtype)
