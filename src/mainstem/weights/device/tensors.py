@@ -88,6 +88,11 @@ class TensorTable:
     def counts(self) -> dict[str, int]:
         return {family.name: count for family, count in zip(self.families, self._slab.counts, strict=True)}
 
+    @property
+    def compiled(self) -> bool:
+        """Whether reads are Triton kernels."""
+        return self._kernels is not None
+
     def find_tensor(self, keys: Tensor) -> Tensor:
         """Row of each key int64 [n]: int64 [n], -1 where it has none. Waits for nothing on a GPU."""
         return self._slots.find(self._words(keys))
