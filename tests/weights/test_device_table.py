@@ -26,7 +26,8 @@ from table_contract import (
 
 from mainstem.schema.errors import StoreError
 from mainstem.weights import Adagrad, Family, SlabTable
-from mainstem.weights.device import DeviceTable
+from mainstem.weights.device import DeviceTable, rounds, slots, words
+from mainstem.weights.device import table as tables
 from mainstem.weights.device.slots import DeviceSlots
 from mainstem.weights.device.table import device_bytes
 from mainstem.weights.device.words import keys_of, mix, words_of
@@ -89,9 +90,9 @@ def test_the_contract_rejects_a_search_that_ends_too_soon(device: str) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20))
 def test_words_mix_as_unsigned_numbers_do(numbers: list[int]) -> None:
-    words = words_of(uint64(numbers), CPU)
-    assert keys_of(mix(words)).tolist() == [oracle_mix(number) for number in numbers]
-    assert keys_of(words).tolist() == numbers
+    held = words_of(uint64(numbers), CPU)
+    assert keys_of(mix(held)).tolist() == [oracle_mix(number) for number in numbers]
+    assert keys_of(held).tolist() == numbers
 
 
 def played(table: Any, seed: int, sweep: int = 10, learn: bool = True) -> Any:
@@ -110,6 +111,23 @@ def played(table: Any, seed: int, sweep: int = 10, learn: bool = True) -> Any:
         wanted = np.unique(rng.integers(1, 300, 5).astype(np.uint64))
         table.write(wanted, rng.normal(size=(len(wanted), DIM)).astype(np.float32), int(rng.integers(4)))
     return table
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_work_in_small_parts_is_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done in parts of millions of keys, here in parts of a few."""
+    whole = played(DeviceTable(DIM, FAMILIES, device=device, sight_cells=CELLS), 0).state()
+    small = ((slots, "_CHUNK", 7), (rounds, "_CHUNK", 5), (words, "_NUMBERS", 10), (tables, "_CHUNK", 9))
+    for module, name, most in small:
+        monkeypatch.setattr(module, name, most)
+    parts = played(DeviceTable(DIM, FAMILIES, device=device, sight_cells=CELLS), 0)
+    assert_same(parts.state(), whole)
+    again = DeviceTable(DIM, FAMILIES, device=device, sight_cells=CELLS)
+    again.load(whole)
+    assert_same(again.state(), whole)
+    items = [*again.items()]
+    assert len(items) > 3
+    assert sorted(np.concatenate([keys for keys, _ in items]).tolist()) == whole["keys"].tolist()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -175,42 +193,42 @@ def test_forms_with_tensors_are_the_same(device: str) -> None:
     families = (Family(), Family("seen twice", admit_after=2))
     arrays, tensors = (DeviceTable(5, families, device=device) for _ in range(2))
     keys = np.array([5, 2**64 - 1, 0, 5, 2**63, 9], np.uint64)
-    words, sights = words_of(keys, tensors.device), np.array([1, 1, 1, 1, 2, 1])
-    assert tensors.find_or_create_tensor(words, 0, 7000).tolist() == arrays.find_or_create(keys, 0, 7000).tolist()
+    asked, sights = words_of(keys, tensors.device), np.array([1, 1, 1, 1, 2, 1])
+    assert tensors.find_or_create_tensor(asked, 0, 7000).tolist() == arrays.find_or_create(keys, 0, 7000).tolist()
     more = words_of(keys + np.uint64(1), tensors.device)
     made = tensors.find_or_create_tensor(more, 1, 9000, torch.from_numpy(sights).to(tensors.device))
     assert made.tolist() == arrays.find_or_create(keys + np.uint64(1), 1, 9000, sights).tolist()
     assert -1 in made
-    rows = tensors.find_tensor(words)
+    rows = tensors.find_tensor(asked)
     gradients = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     tensors.update_tensor(rows, torch.from_numpy(gradients).to(tensors.device).requires_grad_(), 0.1)
     arrays.update(arrays.find(keys), gradients, 0.1)
     assert_same(tensors.state(), arrays.state())
     out = torch.full((6, 5), 9.0, device=tensors.device)
-    assert tensors.read_tensor(words, out) is out
+    assert tensors.read_tensor(asked, out) is out
     np.testing.assert_array_equal(out.cpu().numpy(), arrays.read(keys))
     assert tensors.gather_tensor(rows, out.fill_(9.0)) is out
     np.testing.assert_array_equal(out.cpu().numpy(), arrays.read(keys))
     assert not out[2].any(), "key 0 reads zeros"
-    assert tensors.read_tensor(words[:0]).shape == (0, 5)
-    assert tensors.find_tensor(words[::2]).tolist() == rows[::2].tolist()
+    assert tensors.read_tensor(asked[:0]).shape == (0, 5)
+    assert tensors.find_tensor(asked[::2]).tolist() == rows[::2].tolist()
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_tensors_that_do_not_fit_are_refused_and_change_nothing(device: str) -> None:
     table = DeviceTable(3, device=device)
-    words = torch.tensor([4, 5], device=table.device)
-    rows = table.find_or_create_tensor(words)
+    keys = torch.tensor([4, 5], device=table.device)
+    rows = table.find_or_create_tensor(keys)
     before = table.state()
     ones = torch.ones((2, 3), device=table.device)
-    for bad in (words.to(torch.int32), words[None], words.double()):
+    for bad in (keys.to(torch.int32), keys[None], keys.double()):
         with pytest.raises(TypeError, match="keys must be"):
             table.find_or_create_tensor(bad)
         with pytest.raises(TypeError, match="rows must be"):
             table.update_tensor(bad, ones, 0.1)
     for out in (ones.double(), ones[:1], torch.ones((2, 6), device=table.device)[:, ::2]):
         with pytest.raises(ValueError, match="out must be"):
-            table.read_tensor(words, out)
+            table.read_tensor(keys, out)
     with pytest.raises(TypeError, match="gradients must be float32"):
         table.update_tensor(rows, ones.double(), 0.1)
     with pytest.raises(ValueError, match="not in use"):
@@ -219,9 +237,9 @@ def test_tensors_that_do_not_fit_are_refused_and_change_nothing(device: str) -> 
         table.update_tensor(rows, ones / 0, 0.1)
     with pytest.raises(ValueError, match="learning rate"):
         table.update_tensor(rows, ones, float("nan"))
-    for sights in (torch.zeros_like(words), words[:1], words.double()):
+    for sights in (torch.zeros_like(keys), keys[:1], keys.double()):
         with pytest.raises(ValueError, match="sights"):
-            table.find_or_create_tensor(words + 9, sights=sights)
+            table.find_or_create_tensor(keys + 9, sights=sights)
     assert_same(table.state(), before)
 
 
@@ -252,9 +270,8 @@ def test_rows_of_deleted_keys_are_used_again_and_leave_nothing_behind(n: int, ro
         assert table.delete(np.concatenate((keys, keys))) == n
     assert len(table) == 0
     assert not table.gather(np.arange(n)).any()
-    slots = table._slots
-    assert not slots.words[:, :5].any(), "a key is left"
-    assert not slots.halves[:, 15].any(), "a search would go on for a key that is gone"
+    assert not table._slots.words[:, :5].any(), "a key is left"
+    assert not table._slots.halves[:, 15].any(), "a search would go on for a key that is gone"
 
 
 def test_growing_keeps_rows_and_their_numbers_and_takes_no_more_than_said() -> None:
