@@ -52,7 +52,14 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
         "load": round(os.getloadavg()[0], 2),
+        **card(),
     }
+
+
+def card() -> dict[str, str]:
+    """The GPU that torch uses, where a benchmark has loaded it and there is one."""
+    torch = sys.modules.get("torch")
+    return {"card": torch.cuda.get_device_name()} if torch is not None and torch.cuda.is_available() else {}
 
 
 def milliseconds(call: Callable[[], object], calls: int) -> float:

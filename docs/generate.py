@@ -71,14 +71,35 @@ def figures() -> str:
                 met = "yes" if figure["met"] else "no"
                 values = (number(figure["ours"]), "", "", number(figure["goal"]), met)
                 rows.append((f"{name}: {part}", figure["metric"], *values))
-    machines = {(m["processor"], m["cores"], m["memory_gib"]) for m in (r["machine"] for r in results().values())}
-    told = "; ".join(f"{name}, {cores} cores, {memory} GiB" for name, cores, memory in sorted(machines))
+    machines = {_machine(result["machine"]) for result in results().values()}
+    told = "; ".join(sorted(machines))
     head = ("benchmark", "metric", "ours", "peer", "ours / peer", "goal", "met")
     return (
         table(head, rows)
         + f"\nMeasured on: {told}. Single runs and the load of the machine are in the files. \
 For times, memory, errors and their ratios a goal is the most, for rates and gains the least.\n"
     )
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    told = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
+    return f"{told}, {machine['card']}" if "card" in machine else told
+
+
+def device() -> str:
+    """The table on a GPU: benchmarks/p1_device.py."""
+    found = results().get("p1_device")
+    if not found:
+        return "No result is in `benchmarks/results` yet: `python benchmarks/p1_device.py` makes one, on a GPU.\n"
+    rows = [
+        (name, figure["metric"], number(figure["ours"]), _rates(figure.get("m_rows_s", {})))
+        for name, figure in found["parts"].items()
+    ]
+    return table((found["machine"]["card"], "what", "ours", "M rows/s"), rows)
+
+
+def _rates(rates: dict[str, float]) -> str:
+    return ", ".join(f"{name} {number(rate)}" for name, rate in rates.items())
 
 
 def demo_output() -> str:
@@ -296,6 +317,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "next-item": next_item,
     "one-model": one_model,
     "profile": profile,
+    "device": device,
     "feature-columns": feature_columns,
 }
 

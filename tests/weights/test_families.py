@@ -1,11 +1,15 @@
 """Families in one table learn exactly as they would in tables of their own; only memory differs."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mainstem.weights import Adagrad, Adam, Family, RowwiseAdagrad, SlabTable
+from mainstem.weights import Adagrad, Adam, Family, RowwiseAdagrad, SlabTable, Table
+from mainstem.weights.device import DeviceTable
 
 USER = Family("user", optimizer=RowwiseAdagrad(), admit_after=2, expire=5_000)
 ITEM = Family("item", optimizer=Adam(), capacity=6)
@@ -21,21 +25,22 @@ def keys_of(family: int, keys: list[int]) -> np.ndarray:
     return np.array([1000 * (family + 1) + key for key in keys], np.uint64)
 
 
-def step(table: SlabTable, place: int, keys: np.ndarray, time: int, seed: int) -> None:
+def step(table: Table, place: int, keys: np.ndarray, time: int, seed: int) -> None:
     rows = table.find_or_create(keys, place, time)
     gradients = np.random.default_rng(seed).normal(size=(len(keys), DIM)).astype(np.float32)
     table.update(rows, gradients, 0.1)
 
 
-def rows_of(table: SlabTable) -> dict[int, list[float]]:
+def rows_of(table: Table) -> dict[int, list[float]]:
     return {key: row for keys, rows in table.items() for key, row in zip(keys.tolist(), rows.tolist(), strict=True)}
 
 
+@pytest.mark.parametrize("made", [SlabTable, partial(DeviceTable, device="cpu")], ids=["slabs", "device"])
 @settings(max_examples=60, deadline=None)
 @given(sights)
-def test_a_shared_table_is_its_families_apart(seen: list[tuple[int, int, int]]) -> None:
-    shared = SlabTable(DIM, FAMILIES, seed=3)
-    apart = [SlabTable(DIM, (family,), seed=3) for family in FAMILIES]
+def test_a_shared_table_is_its_families_apart(made: Callable[..., Table], seen: list[tuple[int, int, int]]) -> None:
+    shared = made(DIM, FAMILIES, seed=3)
+    apart = [made(DIM, (family,), seed=3) for family in FAMILIES]
     for number, (family, key, seconds) in enumerate(seen):
         keys = keys_of(family, [key, (key * 7) % 9 + 1])
         step(shared, family, keys, seconds * 1000, number)

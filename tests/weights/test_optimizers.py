@@ -1,8 +1,10 @@
-"""Compiled steps against torch's optimizers on a dense matrix, and against the formulas written in plain numpy."""
+"""Steps, compiled ones and those of `weights.device`, against torch's optimizers on a dense matrix, and against the
+formulas written in plain numpy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mainstem.weights.device.optimizers import step, summed
 from mainstem.weights.family import Adagrad, Adam, Ftrl, Optimizer, RowwiseAdagrad
 from mainstem.weights.optimizers import all_finite, apply
 
@@ -62,12 +65,36 @@ def _run(optimizer: Optimizer, values: np.ndarray, steps: list[Step], extra: int
     return values, state
 
 
+def _run_in_torch(
+    optimizer: Optimizer, values: np.ndarray, steps: list[Step], extra: int = 0, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_run` by the steps of a table on a device."""
+    w = torch.from_numpy(values.copy()).to(device)
+    state = torch.zeros((len(values), optimizer.state_width(values.shape[1]) + extra), device=device)
+    for rows, gradients in steps:
+        mine = torch.from_numpy(np.asarray(rows, np.int64)).to(device)
+        g = torch.from_numpy(gradients).to(device)
+        step(optimizer, w, state, *summed(mine[mine >= 0], g[mine >= 0]), RATE)
+    return w.cpu().numpy(), state.cpu().numpy()
+
+
+_on_gpu = pytest.param(
+    partial(_run_in_torch, device="cuda"),
+    id="cuda",
+    marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+)
+every_way = pytest.mark.parametrize(
+    "run", [pytest.param(_run, id="compiled"), pytest.param(_run_in_torch, id="torch"), _on_gpu]
+)
+
+
 def _made(seed: int, capacity: int, dim: int, sizes: list[int], zero: bool = False) -> tuple[np.ndarray, list[Step]]:
     rng = np.random.default_rng(seed)
     values = (0 if zero else 1) * rng.normal(size=(capacity, dim)).astype(np.float32)
     return values, [(rng.integers(-1, capacity, n), rng.normal(size=(n, dim)).astype(np.float32)) for n in sizes]
 
 
+@every_way
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 @settings(max_examples=40, deadline=None)
 @given(
@@ -78,14 +105,15 @@ def _made(seed: int, capacity: int, dim: int, sizes: list[int], zero: bool = Fal
     extra=st.integers(0, 3),
 )
 def test_every_sequence_of_steps_follows_the_formula(
-    optimizer: Optimizer, seed: int, capacity: int, dim: int, sizes: list[int], extra: int
+    run: Callable[..., Step], optimizer: Optimizer, seed: int, capacity: int, dim: int, sizes: list[int], extra: int
 ) -> None:
     values, steps = _made(seed, capacity, dim, sizes)
-    got, state = _run(optimizer, values, steps, extra)
+    got, state = run(optimizer, values, steps, extra)
     np.testing.assert_allclose(got, _by_the_book(optimizer, values, steps), rtol=2e-3, atol=2e-4)
     assert (state[:, optimizer.state_width(dim) :] == 0).all(), "columns of other families are not this one's"
 
 
+@every_way
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -95,11 +123,11 @@ def test_every_sequence_of_steps_follows_the_formula(
         pytest.param((Ftrl(l1=0.1), Ftrl()), id="no shrinking"),
     ],
 )
-def test_the_comparison_tells_wrong_steps_apart(wrong: tuple[Optimizer, Optimizer]) -> None:
+def test_the_comparison_tells_wrong_steps_apart(run: Callable[..., Step], wrong: tuple[Optimizer, Optimizer]) -> None:
     """The canary: what differs by one term, or by its sign, fails the test above."""
     values, steps = _made(1, 6, 4, [20] * 12, zero=True)
     right = _by_the_book(wrong[0], values, steps)
-    for other in (_run(wrong[1], values, steps)[0], _run(wrong[0], values, [(r, -g) for r, g in steps])[0]):
+    for other in (run(wrong[1], values, steps)[0], run(wrong[0], values, [(r, -g) for r, g in steps])[0]):
         with pytest.raises(AssertionError):
             np.testing.assert_allclose(other, right, rtol=2e-3, atol=2e-4)
 
@@ -112,9 +140,10 @@ def _torch_optimizer(optimizer: Optimizer) -> Callable[[torch.nn.Parameter], tor
     return lambda p: torch.optim.SparseAdam([p], lr=RATE, betas=betas, eps=optimizer.epsilon)
 
 
+@every_way
 @pytest.mark.parametrize("optimizer", [Adagrad(), Adam()], ids=repr)
 @pytest.mark.parametrize("every", [True, False], ids=["all rows each step", "some rows"])
-def test_torch_makes_the_same_steps(optimizer: Optimizer, every: bool) -> None:
+def test_torch_makes_the_same_steps(run: Callable[..., Step], optimizer: Optimizer, every: bool) -> None:
     """One torch optimizer for each row, given only the steps in which the row has a gradient: SparseAdam counts steps
     for the matrix, ours for the row, and so the two mean the same."""
     values, steps = _made(2, 12, 8, [60] * 20)
@@ -128,7 +157,7 @@ def test_torch_makes_the_same_steps(optimizer: Optimizer, every: bool) -> None:
             parameters[row].grad = total.to_sparse(1) if isinstance(optimizer, Adam) else total
             peers[row].step()
     want = torch.cat([p.detach() for p in parameters]).numpy()
-    np.testing.assert_allclose(_run(optimizer, values, steps)[0], want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(optimizer, values, steps)[0], want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
@@ -180,9 +209,23 @@ def test_gradients_of_a_row_are_summed_in_float32_in_the_order_they_stand() -> N
     np.testing.assert_array_equal(once, want)
 
 
-def test_a_wide_weight_without_evidence_is_exactly_zero() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=_on_gpu.marks)])
+def test_on_a_device_pairs_of_neighbours_are_summed_first(device: str) -> None:
+    """In float32 and in an order of its own, but always the same."""
+    gradients = torch.tensor([[1.0], [7.0], [1e8], [-1e8], [3.0], [5.0]], device=device)
+    rows, totals = summed(torch.tensor([4, 2, 4, 4, 4, 0], device=device), gradients)
+    assert rows.tolist() == [0, 2, 4]
+    assert totals[:2, 0].tolist() == [5.0, 7.0]
+    one, other = np.float32(1.0) + np.float32(1e8), np.float32(-1e8) + np.float32(3.0)
+    assert totals[2, 0] == one + other, "one after the other gives another sum"
+    long = torch.ones(1001, 3, device=device)
+    assert summed(torch.zeros(1001, dtype=torch.int64, device=device), long)[1].tolist() == [[1001.0] * 3]
+
+
+@every_way
+def test_a_wide_weight_without_evidence_is_exactly_zero(run: Callable[..., Step]) -> None:
     gradients = np.array([[0.05, 5.0]], np.float32)
-    values, _ = _run(Ftrl(l1=1.0), np.zeros((1, 2), np.float32), [(np.zeros(1, np.int64), gradients)])
+    values, _ = run(Ftrl(l1=1.0), np.zeros((1, 2), np.float32), [(np.zeros(1, np.int64), gradients)])
     assert values[0, 0] == 0.0
     assert values[0, 1] < 0.0
 

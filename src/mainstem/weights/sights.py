@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from mainstem.schema.ids import Keys
 from mainstem.schema.keyrows import compiled, mix
+from mainstem.weights.family import Family
 
-__all__ = ["Sights", "chances"]
+__all__ = ["Sights", "admitted", "chances"]
 
 _LINES = 4
 _MOST = 255
@@ -75,3 +76,21 @@ class Sights:
         before = np.empty(len(keys), np.int64)
         self.counted = int(_count(self.cells, keys, times, before, self.counted))
         return before
+
+
+def admitted(
+    keys: Keys, times: NDArray[np.int64], rule: Family, sights: Sights | None, seed: int, number: int
+) -> NDArray[np.bool_]:
+    """Whether each of these distinct keys, seen so many times now, earns a row; counts the sights.
+
+    seed, number: of the table, and of the draw where the rule leaves it to chance.
+    """
+    earning = times  # sights from admit_after on
+    if rule.admit_after > 1:
+        assert sights is not None
+        before = sights.count(keys, times)
+        earning = np.maximum(times - np.maximum(rule.admit_after - 1 - before, 0), 0)
+    if rule.admit_probability == 1:
+        return np.greater(earning, 0)
+    drawn = chances(keys, np.uint64(seed), np.uint64(number))
+    return np.less(drawn, 1 - (1 - rule.admit_probability) ** earning.astype(np.float64))

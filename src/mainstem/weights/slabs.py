@@ -19,12 +19,13 @@ from mainstem.schema.ids import NO_KEY, Keys
 from mainstem.schema.keyrows import unique_places
 from mainstem.schema.protocols import Floats
 from mainstem.weights import changing
+from mainstem.weights.asked import LATEST, check_settings, seconds, sights_of
 from mainstem.weights.bodies import Body, Folder
 from mainstem.weights.changing import DIRTY, FAMILIES, LIVE, NAMED
 from mainstem.weights.family import Family, Optimizer
 from mainstem.weights.optimizers import all_finite, apply
 from mainstem.weights.reader import Reader, as_keys, as_rows
-from mainstem.weights.sights import Sights, chances
+from mainstem.weights.sights import Sights, admitted
 from mainstem.weights.slots import bits_for
 from mainstem.weights.table import Arrays, Changes, Memory, Rows
 from mainstem.weights.table_state import checked_state, finite
@@ -33,7 +34,6 @@ from mainstem.weights.touching import find_touching, first_fault
 __all__ = ["SlabTable", "predicted_bytes"]
 
 _CHUNK = 65_536
-_LATEST = 2**32 - 1
 
 
 def predicted_bytes(rows: int, dim: int, width: int, sight_cells: int = 0) -> int:
@@ -70,14 +70,7 @@ class SlabTable:
         sight_cells: int = 1 << 20,
         patience: float = 1.0,
     ) -> None:
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, not {dim}")
-        if not 1 <= len(families) <= 256 or len({family.name for family in families}) < len(families):
-            raise ValueError("a table needs 1 to 256 families, each with a name of its own")
-        if not 1 <= most_rows < 1 << 32:
-            raise ValueError(f"most_rows must be 1 to {2**32 - 1}, not {most_rows}")
-        if not 0 <= seed < 1 << 64:
-            raise ValueError(f"seed must be 0 to 2^64 - 1, not {seed}")
+        check_settings(dim, families, seed, most_rows, 2**32 - 1)
         self.dim, self.families, self.seed = dim, tuple(families), seed
         self.most_rows, self.concurrent = most_rows, concurrent or folder is not None
         self.width = max(family.optimizer.state_width(dim) for family in families)
@@ -124,8 +117,8 @@ class SlabTable:
         that come last stay without a row.
         """
         keys = as_keys(keys)
-        rule, seen = self._family(family), _seconds(time)
-        times = _times(sights, len(keys))
+        rule, seen = self._family(family), seconds(time)
+        times = sights_of(sights, len(keys))
         bounded = rule.capacity is not None
         rows, lacking = find_touching(self._body.slab, self._body.bits, keys, seen, bounded)
         try:
@@ -146,16 +139,8 @@ class SlabTable:
 
     def _admitted(self, keys: Keys, times: NDArray[np.int64], rule: Family) -> Keys:
         """Those of these distinct keys, seen so many times now, that earn a row."""
-        earning = times  # sights from admit_after on
-        if rule.admit_after > 1:
-            assert self._sights is not None
-            before = self._sights.count(keys, times)
-            earning = np.maximum(times - np.maximum(rule.admit_after - 1 - before, 0), 0)
-        if rule.admit_probability == 1:
-            return keys[earning > 0]
-        self._draws += 1
-        drawn = chances(keys, np.uint64(self.seed), np.uint64(self._draws))
-        return keys[drawn < 1 - (1 - rule.admit_probability) ** earning.astype(np.float64)]
+        self._draws += rule.admit_probability < 1
+        return keys[admitted(keys, times, rule, self._sights, self.seed, self._draws)]
 
     def _with_room(self, keys: Keys, family: int) -> Keys:
         """As many of these keys as the family's capacity has room for, after evictions."""
@@ -274,12 +259,12 @@ class SlabTable:
     def sweep(self, time: int, most: int) -> int:
         """As `Table` says. Keys are met in the order of their mixed bits; a row whose time is not known gets this one.
         The clock of rows has seconds: a row stays up to two longer than its family's `expire`."""
-        slab, now = self._body.slab, _seconds(time)
+        slab, now = self._body.slab, seconds(time)
         found = np.empty(max(0, min(most, len(self))), np.int64)
         rows = found[: int(changing.walk(slab, self._body.bits, self._hands, 0, found, -1, 0))]
         unknown = rows[slab.seen[rows] == 0]
         slab.seen[unknown] = now
-        never = _LATEST + 1
+        never = LATEST + 1
         expire = np.array([never if f.expire is None else -(-f.expire // 1000) for f in self.families])
         age = now - slab.seen[rows].astype(np.int64)
         return self.delete(slab.row_keys[rows[age > expire[slab.family[rows]]]])
@@ -365,21 +350,6 @@ class SlabTable:
         if not 0 <= family < len(self.families):
             raise ValueError(f"family {family} is not one of the table's {len(self.families)}")
         return self.families[family]
-
-
-def _seconds(time: int) -> int:
-    if not 0 <= time // 1000 <= _LATEST:
-        raise ValueError(f"time {time} ms lies outside 1970 to 2106")
-    return time // 1000
-
-
-def _times(sights: NDArray[np.int64] | None, n: int) -> NDArray[np.int64] | None:
-    if sights is None:
-        return None
-    sights = np.ascontiguousarray(sights, np.int64)
-    if sights.shape != (n,) or (n and sights.min() < 1):
-        raise ValueError(f"sights must be [{n}], each 1 or more")
-    return sights
 
 
 def _distinct(keys: Keys, times: NDArray[np.int64] | None) -> tuple[Keys, NDArray[np.int64]]:
