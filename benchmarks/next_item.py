@@ -5,10 +5,11 @@ set has a result of its own, `next_item_SET.json`, with ours and the peers of th
 test, `peer` that of the best peer; goals are the best published figures of models that know as much.
 
 RecTools' SASRec runs in an environment of its own, `pip install 'rectools[torch]'`; what it gives every item, our code
-ranks. A run that was killed goes on from `--resume`.
+ranks. A run that was killed goes on from `--resume`, where with `--at-once` each seed trains in a process of its own.
+`--large` is the larger setting, whose result is `next_item_SET_large.json`.
 
     python benchmarks/next_item.py amazon-beauty [--seeds 3] [--refit] [--resume FOLDER] [--config FILE]
-        [--only mainstem] [--rectools-python FILE] [--users 0.1]
+        [--only mainstem] [--rectools-python FILE] [--users 0.1] [--large] [--device cuda] [--at-once]
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from mainstem.evaluate.next_item import LeaveOneOut, Outcome, run
 from mainstem.next_item import RULES, Actions, Asked, Rules, compare, of_dataset
 from mainstem.next_item.compare import SYSTEMS
 from mainstem.progress import stages
+from mainstem.schema.config import Config
 from mainstem.schema.config_file import load
 
 OURS, SASREC = SYSTEMS[0], "sasrec (RecTools)"
@@ -91,12 +93,24 @@ def foreign(python: str, actions: Actions, asked: Asked) -> list[Outcome]:
     return found
 
 
+def trained_at_once(args: argparse.Namespace) -> None:
+    """Each seed of ours in a process of its own, with this command's options: it leaves its checkpoints."""
+    told = [argument for argument in sys.argv[1:] if argument != "--at-once"]
+    running = [
+        subprocess.Popen([sys.executable, __file__, *told, "--seeds", "1", "--first", str(seed), "--only", OURS])
+        for seed in range(args.seeds)
+    ]
+    ended = [child.wait() for child in running]
+    if any(ended):
+        raise SystemExit("one of the trainings failed; what it said stands above")
+
+
 def report(name: str, found: Comparison, command: str, seconds: float, keep: bool) -> None:
     told = found.as_dict()
     best = {system: row["metrics"]["ndcg@10"]["mean"] for system, row in told["systems"].items()}
     peers = [system for system in best if system != OURS]
     peer = max(peers, key=lambda system: best[system]) if peers else None
-    goal, goal_hr = PUBLISHED.get(name, (None, None))
+    goal, goal_hr = PUBLISHED.get(name.removesuffix("_large"), (None, None))
     bench = Bench(f"next_item_{name}", metric="NDCG@10, next item", goal=goal)
     ours = told["systems"][OURS]["metrics"]
     bench.part("HR@10", metric="HR@10, next item", ours=ours["hr@10"]["mean"], goal=goal_hr)
@@ -122,24 +136,40 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="folder for checkpoints")
     parser.add_argument("--minutes", type=float, default=math.inf, help="of training, after which no epoch begins")
     parser.add_argument("--rectools-python", help="the interpreter of an environment with rectools[torch]")
+    parser.add_argument("--large", action="store_true", help="the larger setting")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="where the networks compute")
+    parser.add_argument("--at-once", action="store_true", help="each seed in a process of its own; needs --resume")
+    parser.add_argument("--first", type=int, default=0, help="seed to begin with; above 0 nothing is kept")
     args = parser.parse_args()
+    if args.at_once:
+        if args.resume is None or args.rectools_python:
+            parser.error("--at-once needs --resume, and goes without --rectools-python")
+        trained_at_once(args)
     began, rules = time.monotonic(), RULES.get(args.dataset, Rules())
     actions = of_dataset(datasets.get(args.dataset), users=args.users, min_count=rules.min_count)
-    changes = load(args.config) if args.config else None
+    told = load(args.config).model_dump(exclude_unset=True) if args.config else {}
+    changes = Config.model_validate({**told, "train": {**told.get("train", {}), "device": args.device}})
     asked = Asked(
         seeds=args.seeds, systems=args.only, rules=rules, refit=args.refit, changes=changes, resume=args.resume,
-        minutes=args.minutes,
+        minutes=args.minutes, large=args.large, first=args.first,
     )  # fmt: skip
     with stages() as show:
         found = compare(actions, asked, show, say)
+    if args.at_once:  # what this process took says nothing of those that trained
+        ours = [replace(each, choosing=each.seconds, peak_gib=None) for each in found.outcomes[OURS]]
+        found = replace(found, outcomes={**found.outcomes, OURS: ours})
     if args.rectools_python:
         found = replace(found, outcomes={**found.outcomes, SASREC: foreign(args.rectools_python, actions, asked)})
     Console(stderr=True, width=160).print(*found.tables())
-    whole = args.users == 1.0 and args.seeds >= 3 and args.only == list(SYSTEMS) and args.config is None
+    whole = (
+        args.users == 1.0 and args.seeds >= 3 and args.first == 0 and args.config is None and args.only == list(SYSTEMS)
+    )
     bound = f" --minutes {args.minutes:g}" if args.minutes < math.inf else ""
     refit = " --refit" if args.refit else ""
-    command = f"python benchmarks/next_item.py {args.dataset} --seeds {args.seeds}{refit}{bound}"
-    report(args.dataset, found, command, time.monotonic() - began, keep=whole)
+    more = (" --large" if args.large else "") + (f" --device {args.device}" if args.device != "cpu" else "")
+    more += " --at-once --resume FOLDER" if args.at_once else ""
+    command = f"python benchmarks/next_item.py {args.dataset} --seeds {args.seeds}{refit}{bound}{more}"
+    report(args.dataset + ("_large" if args.large else ""), found, command, time.monotonic() - began, keep=whole)
 
 
 if __name__ == "__main__":

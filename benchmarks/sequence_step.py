@@ -16,6 +16,7 @@ import itertools
 import pstats
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,8 @@ def gigaflops(m: int, k: int, n: int, kind: torch.dtype) -> float:
 def trained(actions: Actions, config: Config) -> RetrievalTrainer:
     torch.manual_seed(0)
     towers = new_towers(config, actions.catalog)
-    return RetrievalTrainer(towers, actions.positives, config.model, config.train)
+    positives = replace(actions.positives, length=config.history_length())
+    return RetrievalTrainer(towers, positives, config.model, config.train)
 
 
 def main() -> None:

@@ -75,6 +75,7 @@ Resume = Annotated[Path | None, _next("folder for checkpoints; the same command 
 Minutes = Annotated[
     float | None, _next("training time after which no further epoch begins; the best one so far counts")
 ]
+Large = Annotated[bool, _next("the larger setting, 256 wide with 8 layers: for a GPU (train.device)")]
 Plot = Annotated[Path | None, _next("HTML file for bar charts of it all")]
 
 
@@ -99,6 +100,7 @@ def evaluate(
     users: Users = 1.0,
     resume: Resume = None,
     minutes: Minutes = None,
+    large: Large = False,
     plot: Plot = None,
 ) -> None:
     """How good are the answers? Tables beside baselines, JSON, plots.
@@ -127,7 +129,7 @@ def evaluate(
         if split == "validation" and refit:
             raise MainstemError("--refit learns from validation, so --split validation says nothing then")
         actions = _actions(dataset, items, map, users, rules, settings, config, show)
-        asked = Asked(split, ks, seeds, systems, rules, refit, settings, resume, minutes or math.inf)
+        asked = Asked(split, ks, seeds, systems, rules, refit, settings, resume, minutes or math.inf, large)
         found = compare(actions, asked, show, say)
     if plot:
         say(f"wrote {found.write(plot, f'Next item: {actions.name}')}")

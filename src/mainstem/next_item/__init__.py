@@ -17,9 +17,10 @@ from mainstem.next_item.compare import RULES, Asked, Rules, compare
 from mainstem.next_item.display import TrainingDisplay
 from mainstem.next_item.files import of_file
 from mainstem.next_item.model import SequenceModel
-from mainstem.next_item.preset import PRESET, configured
+from mainstem.next_item.preset import LARGE, PRESET, configured
 
 __all__ = [
+    "LARGE",
     "PRESET",
     "RULES",
     "Actions",

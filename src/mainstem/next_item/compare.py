@@ -52,7 +52,8 @@ RULES: dict[str, Rules] = {
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is wanted. changes: a configuration whose `features`, `model` and `train` lie over the preset; resume: a
-    folder for checkpoints; minutes of training after which no further epoch begins."""
+    folder for checkpoints; minutes of training after which no further epoch begins; large: the larger setting; first:
+    the seed to begin with."""
 
     split: Split = "test"
     ks: tuple[int, ...] = (10, 5)
@@ -63,6 +64,8 @@ class Asked:
     changes: Config | None = None
     resume: Path | None = None
     minutes: float = math.inf
+    large: bool = False
+    first: int = 0
 
     def protocol(self) -> str:
         """In words."""
@@ -74,11 +77,12 @@ class Asked:
             ", and for the final fit validation too" if self.refit else ""
         )
         least = f"; items with under {self.rules.min_count} actions left out" if self.rules.min_count > 1 else ""
+        size = "The large setting. " if self.large else ""
         within = f", within {self.minutes:g} minutes of training" if self.minutes < math.inf else ""
         return (
             f"Next item, leave one out: each user's {what}, of users with {LEAST} actions or more, among all items "
             f"that occur{least}; {seen}; ties by place in the catalogue. {learned}. Settings and epochs by NDCG@10 on "
-            f"validation{within}. {self.seeds} seed{'s' if self.seeds > 1 else ''}: mean ± standard deviation."
+            f"validation{within}. {size}{self.seeds} seed{'s' if self.seeds > 1 else ''}: mean ± standard deviation."
         )
 
 
@@ -93,8 +97,8 @@ def compare(actions: Actions, asked: Asked, show: Show, say: Say) -> Comparison:
     outcomes: dict[str, list[Outcome]] = {}
     left_out: dict[str, str] = {}
     for name in asked.systems:
-        for seed in range(asked.seeds):
-            if seed and name in PEERS and not PEERS[name].drawn:
+        for seed in range(asked.first, asked.first + asked.seeds):
+            if seed > asked.first and name in PEERS and not PEERS[name].drawn:
                 break  # it would say the same again
             system = _system(name, actions, asked, seed, show, say)
             try:
@@ -122,7 +126,7 @@ def _system(name: str, actions: Actions, asked: Asked, seed: int, show: Show, sa
     if name != OURS:
         show(f"{name}, seed {seed}" if seed else name, 0, 1)
         return PEERS[name].new(name, seed)
-    config = configured(actions.config, asked.changes, seed)
+    config = configured(actions.config, asked.changes, seed, large=asked.large)
     checkpoints = None
     if asked.resume is not None:
         checkpoints = Checkpoints(asked.resume, seed, identity(actions, config, asked))

@@ -51,10 +51,13 @@ def parts(pieces: int, least: int) -> Iterator[int]:
     if count < 2 or not _held.acquire(blocking=False):
         yield 1
         return
-    before = numba.get_num_threads()
+    before, of_torch = numba.get_num_threads(), torch.get_num_threads()
     try:
         numba.set_num_threads(count)
         yield count
     finally:
         numba.set_num_threads(before)
+        # where both use the same OpenMP library, numba's first use of its threads changes torch's number too
+        if torch.get_num_threads() != of_torch:
+            torch.set_num_threads(of_torch)
         _held.release()

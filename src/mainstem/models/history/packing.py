@@ -42,7 +42,8 @@ class Packing:
         """Group the sequences by length.
 
         offsets int64 [b + 1]; spread >= 1: how many times as long as its shortest the longest of a group may be.
-        math.inf makes one group of all: the plain padded path; on a GPU `DEVICE_SPREAD` at least. Groups: at most 1 + log(longest) / log(spread).
+        math.inf makes one group of all: the plain padded path; on a GPU `DEVICE_SPREAD` at least. Groups: at most
+        1 + log(longest) / log(spread).
 
         Raises ValueError where spread is below 1.
         """
