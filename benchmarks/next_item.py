@@ -155,9 +155,6 @@ def main() -> None:
     )  # fmt: skip
     with stages() as show:
         found = compare(actions, asked, show, say)
-    if args.at_once:  # what this process took says nothing of those that trained
-        ours = [replace(each, choosing=each.seconds, peak_gib=None) for each in found.outcomes[OURS]]
-        found = replace(found, outcomes={**found.outcomes, OURS: ours})
     if args.rectools_python:
         found = replace(found, outcomes={**found.outcomes, SASREC: foreign(args.rectools_python, actions, asked)})
     Console(stderr=True, width=160).print(*found.tables())

@@ -20,6 +20,7 @@ from mainstem.next_item.actions import Actions
 from mainstem.next_item.checkpoints import Checkpoints
 from mainstem.next_item.display import TrainingDisplay
 from mainstem.next_item.model import SequenceModel
+from mainstem.next_item.outcomes import Outcomes
 from mainstem.next_item.preset import AVERAGE, configured
 from mainstem.progress import Show
 from mainstem.schema.config import Config
@@ -96,18 +97,23 @@ def compare(actions: Actions, asked: Asked, show: Show, say: Say) -> Comparison:
         raise NotReady(f"{actions.name}: no user has {LEAST} actions, so there is nobody to ask")
     outcomes: dict[str, list[Outcome]] = {}
     left_out: dict[str, str] = {}
+    kept, most = Outcomes(asked.resume), max(SHOWN, *asked.ks)
     for name in asked.systems:
         for seed in range(asked.first, asked.first + asked.seeds):
             if seed > asked.first and name in PEERS and not PEERS[name].drawn:
                 break  # it would say the same again
-            system = _system(name, actions, asked, seed, show, say)
-            try:
-                found = run(
-                    system, data, asked.split, most=max(SHOWN, *asked.ks), seen=asked.rules.seen, refit=asked.refit
-                )
-            except (MissingExtra, NotReady) as error:
-                left_out[name] = str(error)
-                break
+            config = configured(actions.config, asked.changes, seed, large=asked.large)
+            what = identity(actions, config if name == OURS else None, asked)
+            what += f" {asked.split} {most} {asked.refit}" + (f" {asked.minutes}" if name == OURS else "")
+            found = kept.take(name, seed, what)
+            if found is None:
+                system = _system(name, actions, asked, config, seed, show, say)
+                try:
+                    found = run(system, data, asked.split, most=most, seen=asked.rules.seen, refit=asked.refit)
+                except (MissingExtra, NotReady) as error:
+                    left_out[name] = str(error)
+                    break
+                kept.keep(name, seed, what, found)
             outcomes.setdefault(name, []).append(found)
             if name != OURS:
                 show(f"{name}, seed {seed}" if seed else name, 1, 1)
@@ -122,11 +128,10 @@ def compare(actions: Actions, asked: Asked, show: Show, say: Say) -> Comparison:
     )  # fmt: skip
 
 
-def _system(name: str, actions: Actions, asked: Asked, seed: int, show: Show, say: Say) -> NextItem:
+def _system(name: str, actions: Actions, asked: Asked, config: Config, seed: int, show: Show, say: Say) -> NextItem:
     if name != OURS:
         show(f"{name}, seed {seed}" if seed else name, 0, 1)
         return PEERS[name].new(name, seed)
-    config = configured(actions.config, asked.changes, seed, large=asked.large)
     checkpoints = None
     if asked.resume is not None:
         checkpoints = Checkpoints(asked.resume, seed, identity(actions, config, asked))
@@ -134,10 +139,11 @@ def _system(name: str, actions: Actions, asked: Asked, seed: int, show: Show, sa
     return SequenceModel(actions, config, checkpoints, display, asked.minutes)
 
 
-def identity(actions: Actions, config: Config, asked: Asked) -> str:
-    """All that a training depends on. The split is not among it: validation ends the training either way."""
+def identity(actions: Actions, config: Config | None, asked: Asked) -> str:
+    """All that a training depends on; without `config`, of a peer. The split is not among it: validation ends the
+    training either way."""
     data, catalog, entities = actions.data, actions.catalog, actions.entities
-    attributes = [name for kind in config.entities.values() for name in kind.attributes]
+    attributes = [name for kind in (config or actions.config).entities.values() for name in kind.attributes]
     codes = [catalog.codes(name, catalog.rows(entities)) for name in attributes]
     digest = hashlib.sha256()
     arrays: list[NDArray[Any]] = [
@@ -147,5 +153,5 @@ def identity(actions: Actions, config: Config, asked: Asked) -> str:
         digest.update(array.tobytes())
     for key in entities.tolist():
         digest.update(catalog.text(key).encode())
-    learned = f"{config.model!r} {config.train!r} {AVERAGE} {attributes}"
+    learned = "a peer" if config is None else f"{config.model!r} {config.train!r} {AVERAGE} {attributes}"
     return f"{__version__} {digest.hexdigest()} {learned} {asked.rules!r}"

@@ -78,6 +78,7 @@ class SequenceModel:
         return {
             "epochs": run.best, "of": len(run.epochs), "validation ndcg@10": [round(v, 5) for v in run.figures()],
             "seconds to the best": round(run.epochs[run.best - 1].seconds, 1) if run.best else 0.0,
+            "on": _named(self.trainer.device),
         }  # fmt: skip
 
     # ---- training ------------------------------------------------------------------------------------
@@ -136,6 +137,10 @@ class SequenceModel:
         run.epochs.append(Epoch(len(run.epochs) + 1, loss, found, seconds))
         if found is not None and found > before:
             run.best, run.kept = len(run.epochs), run.average
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the processor"
 
 
 def scorer(
