@@ -44,8 +44,8 @@ class Outcomes:
             "seconds": found.seconds, "choosing": found.choosing, "peak_gib": found.peak_gib,
             "settled": dict(found.settled),
         }  # fmt: skip
-        arrays = {"rank": found.rank.astype(np.int32), "shown": found.shown.astype(np.int32)}
+        rank, shown = found.rank.astype(np.int32), found.shown.astype(np.int32)
         beside = path.with_suffix(f".{os.getpid()}.tmp")
         with beside.open("wb") as file:
-            np.savez_compressed(file, **arrays, told=np.array(json.dumps(told)))
+            np.savez_compressed(file, rank=rank, shown=shown, told=np.array(json.dumps(told)))
         beside.replace(path)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 __all__ = ["find", "read", "touch"]
 
-_KEYS = 64  # keys a program
+_KEYS = 32  # keys a program
 _WARPS = 2
 _COLUMNS = 128  # numbers of a row that are copied at once, at most
 
