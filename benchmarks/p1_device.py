@@ -6,9 +6,9 @@ All arms take turns, the first one changing; each turn goes through several sets
 left in the cache, and is timed on the card from the first to the last; medians over the rounds. Keys of a set are
 distinct and uniform (the headline), or drawn from a Zipf law. Beside them stand find alone, `find_or_create_tensor` of
 known and of new keys, and a step of row-wise Adagrad of distinct rows against the same in plain torch, which looks
-neither for rows that are not in use nor for gradients that are not finite. New keys are made twice, in an empty table that
-grows and again after all were deleted. `--rows` and `--asked` make it smaller, `--device cpu` tries it; then no result
-is kept.
+neither for rows that are not in use nor for gradients that are not finite. New keys are made twice, in an empty table
+that grows and again after all were deleted. `--rows` and `--asked` make it smaller, `--device cpu` tries it; then no
+result is kept.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def test_a_table_of_recommenders(run: Run, tmp_path: Path) -> None:
     assert "<svg" in Path("found.html").read_text()
     status, out, err = run(*words, "--resume", "kept", "--json", "--k", "1")
     told = json.loads(out)
-    assert "was over after epoch" in err
+    assert "mainstem, seed 0: answered before" in err
+    assert "popularity, seed 0: answered before" in err
     assert "epoch 1, loss" not in err, "it was finished"
     assert list(told["systems"]) == ["mainstem", "popularity"]
     assert told["systems"]["mainstem"]["metrics"]["hr@1"]["mean"] > 0.9

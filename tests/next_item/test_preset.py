@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mainstem.next_item import PRESET, configured
+from mainstem.next_item import LARGE, PRESET, configured
 from mainstem.schema.config import Config, TrainConfig
 
 SHOP = Config.model_validate(
@@ -40,3 +40,11 @@ def test_changes_lie_over_it_key_by_key() -> None:
     assert (made.train.patience, made.train.seed) == (1, 3)
     assert made.train.retrieval_epochs == PRESET["train"]["retrieval_epochs"]
     assert TrainConfig().patience not in (1, PRESET["train"]["patience"]), "canary: the default is another"
+
+
+def test_the_large_setting_lies_between_the_preset_and_changes() -> None:
+    small, large = configured(SHOP), configured(SHOP, large=True)
+    assert (large.model.dim, large.model.history.layers) == (LARGE["model"]["dim"], LARGE["model"]["history"]["layers"])
+    assert large.model.dim > small.model.dim
+    assert large.model.history.dropout == small.model.history.dropout == PRESET["model"]["history"]["dropout"]
+    assert configured(SHOP, Config.model_validate({"model": {"dim": 32}}), large=True).model.dim == 32

@@ -57,6 +57,22 @@ def test_who_comes_second_works_in_one_piece_and_does_not_wait() -> None:
     assert met == [1, 2, 2]
 
 
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one core has no parts to give")
+@pytest.mark.usefixtures("_two_threads")
+def test_torch_keeps_its_threads_where_numba_changes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does on first use where both have the same OpenMP library."""
+    real = numba.set_num_threads
+
+    def greedy(count: int) -> None:
+        real(count)
+        torch.set_num_threads(7)
+
+    monkeypatch.setattr(numba, "set_num_threads", greedy)
+    with parts(1000, 100):
+        assert torch.get_num_threads() == 7, "canary: it was changed"
+    assert torch.get_num_threads() == 2
+
+
 def test_owners_are_in_range_and_even() -> None:
     for count in (1, 2, 3, 7):
         owned = np.array([owner(np.uint64(mix(np.uint64(number))), count) for number in range(7000)])

@@ -114,6 +114,8 @@ def compare(actions: Actions, asked: Asked, show: Show, say: Say) -> Comparison:
                     left_out[name] = str(error)
                     break
                 kept.keep(name, seed, what, found)
+            else:
+                say(f"{name}, seed {seed}: answered before, see {asked.resume}")
             outcomes.setdefault(name, []).append(found)
             if name != OURS:
                 show(f"{name}, seed {seed}" if seed else name, 1, 1)
