@@ -47,4 +47,7 @@ def test_the_large_setting_lies_between_the_preset_and_changes() -> None:
     assert (large.model.dim, large.model.history.layers) == (LARGE["model"]["dim"], LARGE["model"]["history"]["layers"])
     assert large.model.dim > small.model.dim
     assert large.model.history.dropout == small.model.history.dropout == PRESET["model"]["history"]["dropout"]
+    assert configured(SHOP, Config.model_validate({"train": {"device": "cuda"}})).train.retrieval_batch > (
+        small.train.retrieval_batch
+    ), "a GPU takes more at once"
     assert configured(SHOP, Config.model_validate({"model": {"dim": 32}}), large=True).model.dim == 32
