@@ -213,7 +213,7 @@ def next_item() -> str:
 
 
 def _set(name: str, result: dict[str, Any]) -> str:
-    told, machine = result["found"], result["machine"]
+    told = result["found"]
     facts, systems = told["facts"], told["systems"]
     rows = []
     for system, row in systems.items():
@@ -234,11 +234,21 @@ def _set(name: str, result: dict[str, Any]) -> str:
         table(("NDCG@10", "users", *systems), segments),
         *(f"{other}: not run. {why}\n" for other, why in told["left out"].items()),
         *([f"![Next item, {name}](benchmarks/plots/{plot.name})\n"] if plot.exists() else []),
-        f"Made by `{result['command']}` in {result['seconds_of_all']:,.0f} s on {machine['processor']}, "
-        f"{machine['cores']} cores; the [whole result](benchmarks/results/{NEXT_ITEM}{name}.json) says what each "
-        "recommender settled on.\n",
+        f"Made by `{result['command']}` {_where(result)}; the "
+        f"[whole result](benchmarks/results/{NEXT_ITEM}{name}.json) says what each recommender settled on.\n",
     ]
     return "\n".join(parts)
+
+
+def _where(result: dict[str, Any]) -> str:
+    """How long it took and on what; trainings on a card may have been elsewhere, and several at once."""
+    machine = result["machine"]
+    here = f"on {machine['processor']}, {machine['cores']} cores"
+    settled = [each for row in result["found"]["systems"].values() for each in row["settled"]]
+    cards = sorted({each["on"] for each in settled if each.get("on", "the processor") != "the processor"})
+    if not cards:
+        return f"in {result['seconds_of_all']:,.0f} s {here}"
+    return f"on {' and '.join(cards)}, which its trainings shared, the others {here}"
 
 
 def one_model() -> str:

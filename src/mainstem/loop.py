@@ -21,13 +21,17 @@ from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.ids import key64
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Appended
-from mainstem.schema.records import Context, Degraded, Entity, LogRecord, Slate, SlateRequest
+from mainstem.schema.records import Context, Degraded, Entity, Event, LogRecord, Slate, SlateRequest
 from mainstem.schema.time import now_ms, parse_duration
 from mainstem.train import TrainingReport
 
 __all__ = ["Loop"]
 
 Progress = Callable[[str, int, int], None]
+
+# The most that a request may ask for, ms; and records before the end among which an event is looked for.
+FIRST_MS = 60_000.0
+LOOK_BACK = 1_000
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -50,13 +54,34 @@ class Loop:
             for keeper in self.parts.keepers.values():
                 keeper.refresh()
             if follow:
-                # The first request pays for what is compiled and mapped on first use; let it be this one.
-                first = Context(canvas=next(iter(config.canvases)))
-                self.parts.pipeline.answer(SlateRequest(context=first, shown=False))
+                self._first_slates()
                 self.parts.follower.start()
                 for keeper in self.parts.keepers.values():
                     keeper.start()
             undo.pop_all()
+
+    def _first_slates(self) -> None:
+        """Answer on every canvas before anybody asks, with all the time there is and not for the record: what is
+        compiled and mapped on first use takes longer than a request may wait, in a new installation by far."""
+        newest = self._newest()
+        user, query = (newest.user, newest.entity) if newest else (None, None)
+        sources = [query] if query else []
+        known = self.entity(newest.entity_type, query) if newest and query else None
+        category = known.attributes.get("category") if known else None
+        for name, canvas in self.config.canvases.items():
+            of = canvas.learns_from
+            context = Context(
+                canvas=name, user=user, query=query or "anything" if of == "query" else None,
+                sources=sources if of == "previous" else [], source_type=newest.entity_type if newest else "item",
+                category=category if of == "category" and isinstance(category, str) else None,
+            )  # fmt: skip
+            self.parts.pipeline.answer(SlateRequest(context=context, shown=False, deadline_ms=FIRST_MS))
+
+    def _newest(self) -> Event | None:
+        """The newest event among the log's last records."""
+        end = self.parts.log.end().offset()
+        batch = self.parts.log.read(Position.at(max(end - LOOK_BACK, 0)), LOOK_BACK)
+        return next((record for record in reversed(batch.records) if isinstance(record, Event)), None)
 
     # ---- event -> log ----------------------------------------------------------------------------
 

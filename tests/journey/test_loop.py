@@ -16,6 +16,7 @@ import pytest
 
 from mainstem import curriculum
 from mainstem.loop import Loop
+from mainstem.rank import Answer, Pipeline
 from mainstem.schema.config import CanvasConfig, Config, EntityTypeConfig, FeatureConfig, ModelConfig, TrainConfig
 from mainstem.schema.ids import fresh_id, key64
 from mainstem.schema.position import Position
@@ -172,6 +173,42 @@ def test_an_empty_system_answers(tmp_path: Path) -> None:
         slate = loop.slate(SlateRequest(context=Context(user="anybody")))
         assert slate.items == []
         assert {degraded.what for degraded in slate.degraded} >= {"model"}
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_every_canvas_is_asked_before_anybody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: bool
+) -> None:
+    canvases = {
+        "home": CanvasConfig(), "similar": CanvasConfig(learns_from="previous"),
+        "aisle": CanvasConfig(learns_from="category"), "search": CanvasConfig(learns_from="query"),
+    }  # fmt: skip
+    things = EntityTypeConfig(attributes={"category": "category"})
+    config = CONFIG.model_copy(
+        update={"canvases": canvases, "entities": {"item": things}, "features": FeatureConfig(by=["category"])}
+    )
+    if not empty:
+        with Loop(config, tmp_path) as loop:
+            bread = msgspec.structs.replace(thing(3), attributes={"category": "bread"})
+            loop.append([bread, purchase(1, 2, START), purchase(7, 3, START + HOUR)])
+            loop.catch_up()
+    asked: list[SlateRequest] = []
+    answer = Pipeline.answer
+
+    def noted(self: Pipeline, request: SlateRequest) -> Answer:
+        asked.append(request)
+        return answer(self, request)
+
+    monkeypatch.setattr(Pipeline, "answer", noted)
+    with Loop(config, tmp_path, follow=True) as loop:
+        assert loop.end().offset() == (0 if empty else 3), "nothing of it is on record"
+    assert [request.context.canvas for request in asked] == list(canvases)
+    assert {request.deadline_ms for request in asked} == {60_000}
+    contexts = {request.context.canvas: request.context for request in asked}
+    assert contexts["home"].user == (None if empty else "u7")
+    assert contexts["similar"].sources == ([] if empty else ["3"])
+    assert contexts["aisle"].category == (None if empty else "bread")
+    assert contexts["search"].query == ("anything" if empty else "3")
 
 
 def test_slates_that_were_shown_become_examples_and_shadow_slates_do_not(tmp_path: Path) -> None:
