@@ -57,9 +57,9 @@ def machine() -> dict[str, Any]:
 
 
 def card() -> dict[str, str]:
-    """The GPU that torch uses, where a benchmark has loaded it and there is one."""
+    """The GPU that torch has used, if it has."""
     torch = sys.modules.get("torch")
-    return {"card": torch.cuda.get_device_name()} if torch is not None and torch.cuda.is_available() else {}
+    return {"card": torch.cuda.get_device_name()} if torch is not None and torch.cuda.is_initialized() else {}
 
 
 def milliseconds(call: Callable[[], object], calls: int) -> float:

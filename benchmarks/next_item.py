@@ -98,9 +98,13 @@ def trained_at_once(args: argparse.Namespace) -> None:
     told = [argument for argument in sys.argv[1:] if argument != "--at-once"]
     running = [
         subprocess.Popen([sys.executable, __file__, *told, "--seeds", "1", "--first", str(seed), "--only", OURS])
-        for seed in range(args.seeds)
+        for seed in range(args.first, args.first + args.seeds)
     ]
-    ended = [child.wait() for child in running]
+    try:
+        ended = [child.wait() for child in running]
+    finally:
+        for child in running:
+            child.terminate()  # nothing, where it has ended
     if any(ended):
         raise SystemExit("one of the trainings failed; what it said stands above")
 
@@ -124,7 +128,10 @@ def report(name: str, found: Comparison, command: str, seconds: float, keep: boo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # a short form of --at-once would reach the children
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("dataset", choices=datasets.names())
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--refit", action="store_true", help="the final fit with validation added")
@@ -141,11 +148,13 @@ def main() -> None:
     parser.add_argument("--at-once", action="store_true", help="each seed in a process of its own; needs --resume")
     parser.add_argument("--first", type=int, default=0, help="seed to begin with; above 0 nothing is kept")
     args = parser.parse_args()
+    began = time.monotonic()
     if args.at_once:
         if args.resume is None or args.rectools_python:
             parser.error("--at-once needs --resume, and goes without --rectools-python")
-        trained_at_once(args)
-    began, rules = time.monotonic(), RULES.get(args.dataset, Rules())
+        if OURS in args.only:
+            trained_at_once(args)
+    rules = RULES.get(args.dataset, Rules())
     actions = of_dataset(datasets.get(args.dataset), users=args.users, min_count=rules.min_count)
     told = load(args.config).model_dump(exclude_unset=True) if args.config else {}
     changes = Config.model_validate({**told, "train": {**told.get("train", {}), "device": args.device}})

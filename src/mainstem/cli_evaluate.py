@@ -71,7 +71,9 @@ Seen = Annotated[
     ),
 ]
 Users = Annotated[float, _next("share of the users, for a first look")]
-Resume = Annotated[Path | None, _next("folder for checkpoints; the same command goes on there after a kill")]
+Resume = Annotated[
+    Path | None, _next("folder for checkpoints and answers; after a kill the same command goes on there")
+]
 Minutes = Annotated[
     float | None, _next("training time after which no further epoch begins; the best one so far counts")
 ]

@@ -9,6 +9,7 @@ Served --> log <--serve-- Slate <--rank (retrieve, filter, score, order)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,8 +30,11 @@ __all__ = ["Loop"]
 
 Progress = Callable[[str, int, int], None]
 
-# The most that a request may ask for, ms; and records before the end among which an event is looked for.
-FIRST_MS = 60_000.0
+_log = logging.getLogger(__name__)
+
+# The most that a request may ask for, ms; seconds to wait for the state before it; and records before the end among
+# which an event is looked for.
+FIRST_MS, FIRST_WAIT = 60_000.0, 10.0
 LOOK_BACK = 1_000
 
 
@@ -54,10 +58,14 @@ class Loop:
             for keeper in self.parts.keepers.values():
                 keeper.refresh()
             if follow:
-                self._first_slates()
                 self.parts.follower.start()
                 for keeper in self.parts.keepers.values():
                     keeper.start()
+                try:
+                    self.parts.follower.wait_for(self.parts.log.end(), FIRST_WAIT)
+                    self._first_slates()
+                except Exception:  # noqa: BLE001 - it only saves time: whoever asks is told what fails
+                    _log.exception("the first slates failed, so the first requests will take longer")
             undo.pop_all()
 
     def _first_slates(self) -> None:
@@ -75,7 +83,9 @@ class Loop:
                 sources=sources if of == "previous" else [], source_type=newest.entity_type if newest else "item",
                 category=category if of == "category" and isinstance(category, str) else None,
             )  # fmt: skip
-            self.parts.pipeline.answer(SlateRequest(context=context, shown=False, deadline_ms=FIRST_MS))
+            self.parts.pipeline.answer(
+                SlateRequest(context=context, shown=False, deadline_ms=FIRST_MS, tenant=self.config.tenant)
+            )
 
     def _newest(self) -> Event | None:
         """The newest event among the log's last records."""

@@ -18,6 +18,7 @@ from mainstem import curriculum
 from mainstem.loop import Loop
 from mainstem.rank import Answer, Pipeline
 from mainstem.schema.config import CanvasConfig, Config, EntityTypeConfig, FeatureConfig, ModelConfig, TrainConfig
+from mainstem.schema.errors import StoreError
 from mainstem.schema.ids import fresh_id, key64
 from mainstem.schema.position import Position
 from mainstem.schema.records import (
@@ -191,7 +192,6 @@ def test_every_canvas_is_asked_before_anybody_asks(
         with Loop(config, tmp_path) as loop:
             bread = msgspec.structs.replace(thing(3), attributes={"category": "bread"})
             loop.append([bread, purchase(1, 2, START), purchase(7, 3, START + HOUR)])
-            loop.catch_up()
     asked: list[SlateRequest] = []
     answer = Pipeline.answer
 
@@ -209,6 +209,23 @@ def test_every_canvas_is_asked_before_anybody_asks(
     assert contexts["similar"].sources == ([] if empty else ["3"])
     assert contexts["aisle"].category == (None if empty else "bread")
     assert contexts["search"].query == ("anything" if empty else "3")
+
+
+def test_a_server_starts_whoever_its_tenant_is_and_where_its_first_slates_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = CONFIG.model_copy(update={"tenant": "shop2"})
+    with Loop(config, tmp_path, follow=True) as loop:
+        assert loop.ready()[0]
+    assert "first slates" not in caplog.text
+
+    def fails(self: Pipeline, request: SlateRequest) -> Answer:
+        raise StoreError("a page is damaged")
+
+    monkeypatch.setattr(Pipeline, "answer", fails)
+    with Loop(config, tmp_path, follow=True) as loop:
+        assert loop.ready()[0]
+    assert "the first slates failed" in caplog.text
 
 
 def test_slates_that_were_shown_become_examples_and_shadow_slates_do_not(tmp_path: Path) -> None:

@@ -60,14 +60,14 @@ def test_who_comes_second_works_in_one_piece_and_does_not_wait() -> None:
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one core has no parts to give")
 @pytest.mark.usefixtures("_two_threads")
 def test_torch_keeps_its_threads_where_numba_changes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it does on first use where both have the same OpenMP library."""
-    real = numba.set_num_threads
+    """As its first answer does where both have the same OpenMP library."""
+    real = numba.get_num_threads
 
-    def greedy(count: int) -> None:
-        real(count)
+    def greedy() -> int:
         torch.set_num_threads(7)
+        return real()
 
-    monkeypatch.setattr(numba, "set_num_threads", greedy)
+    monkeypatch.setattr(numba, "get_num_threads", greedy)
     with parts(1000, 100):
         assert torch.get_num_threads() == 7, "canary: it was changed"
     assert torch.get_num_threads() == 2

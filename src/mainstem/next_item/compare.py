@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import mainstem
 from mainstem import __version__
 from mainstem.evaluate.comparison import SHOWN, Comparison
 from mainstem.evaluate.next_item import LEAST, NextItem, Outcome, Seen, Split, run, segments
@@ -103,8 +105,11 @@ def compare(actions: Actions, asked: Asked, show: Show, say: Say) -> Comparison:
             if seed > asked.first and name in PEERS and not PEERS[name].drawn:
                 break  # it would say the same again
             config = configured(actions.config, asked.changes, seed, large=asked.large)
-            what = identity(actions, config if name == OURS else None, asked)
-            what += f" {asked.split} {most} {asked.refit}" + (f" {asked.minutes}" if name == OURS else "")
+            what = ""
+            if asked.resume is not None:
+                own = f"{asked.minutes}" if name == OURS else repr(PEERS[name].grid)
+                what = identity(actions, config if name == OURS else None, asked)
+                what += f" {asked.split} {most} {asked.refit} {own} {_code()}"
             found = kept.take(name, seed, what)
             if found is None:
                 system = _system(name, actions, asked, config, seed, show, say)
@@ -149,11 +154,24 @@ def identity(actions: Actions, config: Config | None, asked: Asked) -> str:
     codes = [catalog.codes(name, catalog.rows(entities)) for name in attributes]
     digest = hashlib.sha256()
     arrays: list[NDArray[Any]] = [
-        data.item, data.offsets, entities, actions.positives.time, actions.positives.note, *codes,
+        data.item, data.offsets, entities, actions.positives.user, actions.positives.interest,
+        actions.positives.time, actions.positives.note, *codes,
     ]  # fmt: skip
     for array in arrays:
         digest.update(array.tobytes())
     for key in entities.tolist():
         digest.update(catalog.text(key).encode())
-    learned = "a peer" if config is None else f"{config.model!r} {config.train!r} {AVERAGE} {attributes}"
+    learned = "a peer"
+    if config is not None:
+        learned = f"{config.model!r} {config.train!r} {config.history_length()} {AVERAGE} {attributes}"
     return f"{__version__} {digest.hexdigest()} {learned} {asked.rules!r}"
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of the code that makes an answer: one that is kept is of the code that gave it."""
+    root, digest = Path(mainstem.__file__).parent, hashlib.sha256()
+    for folder in ("evaluate", "models", "next_item", "train", "weights"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -27,6 +27,9 @@ from mainstem.train.threads import torch_threads
 
 __all__ = ["SequenceModel", "scorer"]
 
+AT_ONCE = 128
+"""Requests that are answered together on the CPU: their histories stay in its caches, nearly twice as fast as 5,000."""
+
 
 class SequenceModel:
     """`actions` learned by the towers as `config` says. checkpoints: where a killed run goes on; None: nowhere. minutes
@@ -96,7 +99,7 @@ class SequenceModel:
             run = self.checkpoints.take_up(stage, trainer, rng)
         self.watch.begin(stage, run, most, train.patience, len(rows))
         with torch_threads(train.threads), trainer.computing():
-            run.over = run.over or self._over(run, most, judged=judge is not None)
+            run.over = self._over(run, most, judged=judge is not None)
             while not run.over:
                 self._epoch(run, trainer, rows, rng, judge)
                 run.over = self._over(run, most, judged=judge is not None)
@@ -152,11 +155,14 @@ def scorer(
     if vectors is None:
         vectors = torch.from_numpy(trainer.towers.entity_vectors(actions.entities))
     asked = asked or trainer.towers.canvases.plain
+    at_once = AT_ONCE if trainer.towers.device.type == "cpu" else len(actions.positives)
 
     def scores(data: LeaveOneOut, places: Ints) -> Floats:
-        batch = actions.positives.batch(places)
-        users = torch.from_numpy(trainer.towers.vectors_of(batch, asked(batch)))
-        found: Floats = (users @ vectors.T).numpy()
+        found = np.empty((len(places), len(vectors)), np.float32)
+        for start in range(0, len(places), at_once):
+            batch = actions.positives.batch(places[start : start + at_once])
+            users = torch.from_numpy(trainer.towers.vectors_of(batch, asked(batch)))
+            found[start : start + at_once] = (users @ vectors.T).numpy()
         return found
 
     return scores

@@ -101,6 +101,9 @@ class RetrievalTrainer:
         self.towers, self.positives, self.train = towers, positives, train
         self.learner = RetrievalLearner(towers, model, train)
         self.device = device_of(train.device)
+        if self.device.type == "cuda":
+            # else a seed that waits for it would overwrite the random state of a checkpoint
+            torch.cuda.init()  # type: ignore[no-untyped-call]
         self.entities = np.unique(positives.entity)
         self.draw_from(np.arange(len(positives)))
 

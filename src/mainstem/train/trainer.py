@@ -206,7 +206,8 @@ class Trainer:
     ) -> None:
         config = self.config.train
         rng = np.random.default_rng(config.seed)
-        run = f"{source.fingerprint} {source.position} {config!r} {self.config.model!r}"
+        anywhere = config.model_copy(update={"device": "cpu"})  # where it computes is no part of what is learned
+        run = f"{source.fingerprint} {source.position} {anywhere!r} {self.config.model!r}"
         done_epochs = self._resume(run, retrieval, rng)
         total = config.retrieval_epochs * len(rows)
         for epoch in range(done_epochs, config.retrieval_epochs):

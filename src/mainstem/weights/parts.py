@@ -51,7 +51,8 @@ def parts(pieces: int, least: int) -> Iterator[int]:
     if count < 2 or not _held.acquire(blocking=False):
         yield 1
         return
-    before, of_torch = numba.get_num_threads(), torch.get_num_threads()
+    of_torch = torch.get_num_threads()  # before numba is asked: its first answer starts its threads
+    before = numba.get_num_threads()
     try:
         numba.set_num_threads(count)
         yield count

@@ -36,7 +36,8 @@ def full_softmax(
     Inputs
         users [b, d]; entities [n, d]; targets int64 [b]: the entity that is each user's positive; weights float >= 0
         [b]; excluded int64 [2, p]: pairs (user, entity) to leave out (a user's other positives); chunk: users that are
-        scored at once, by default `USERS`, or fewer where the entities are many.
+        scored at once, by default `USERS`, or fewer where the entities are many; on a GPU as many as fit
+        `DEVICE_PIECE` logits.
     Requirements
         b * n * d * 3 multiplications, all of them forward, in pieces of [chunk, n]: the matrix of logits [b, n] never
         exists. A piece gives its share of the gradient as soon as it is there, for what comes backward is one number.
