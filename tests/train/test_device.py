@@ -45,6 +45,20 @@ def test_less_exact_products_are_for_the_gpu_alone_and_end_with_the_training() -
     assert torch.get_float32_matmul_precision() == before
 
 
+def test_an_optimizer_that_was_moved_goes_on_as_if_it_were_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def losses(moved: bool) -> list[float]:
+        trainer = trained(purchases(), epochs=1, config=on("cpu"))
+        if moved:
+            # another name of the same device: everything is taken there and back
+            monkeypatch.setattr(trainer, "device", torch.device("cpu", 0))
+        rows, rng = np.arange(len(trainer.positives)), np.random.default_rng(1)
+        found = [loss for loss, _ in trainer.epoch(rows, rng, 1)]
+        assert trainer.towers.device == torch.device("cpu"), "it is where it was"
+        return found
+
+    assert losses(moved=True) == losses(moved=False)
+
+
 @needs_gpu
 @pytest.mark.parametrize("encoder", ["pooling", "transformer", "hstu"])
 def test_a_gpu_learns_the_same(encoder: str) -> None:

@@ -9,7 +9,7 @@ from mainstem.models.jagged import bag
 from mainstem.models.losses import log_inclusion, sampled_softmax
 from mainstem.schema.ids import key64
 from mainstem.weights import Adagrad, Family, Lookup, SlabTable, lookup
-from mainstem.weights.lookup import _cuts
+from mainstem.weights.lookup import _cuts, _row_sums, _sums_on_device
 
 
 def _keys(*values: int) -> np.ndarray:
@@ -323,3 +323,13 @@ def test_steps_of_takes_move_the_table_as_indexing_does() -> None:
     one, two = (table.state() for table in tables)
     np.testing.assert_array_equal(one["keys"], two["keys"])
     np.testing.assert_allclose(one["values"], two["values"], rtol=1e-5, atol=1e-6)
+
+
+def test_sums_on_a_device_are_those_of_the_compiled_loop() -> None:
+    rng = np.random.default_rng(0)
+    places, gradients = rng.integers(0, 9, 300), rng.normal(size=(300, 5)).astype(np.float32)
+    want = _row_sums(places, gradients, 9)
+    got = _sums_on_device(torch.from_numpy(places), torch.from_numpy(gradients), 9)
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-5, atol=1e-5)
+    assert not want[0].any(), "the default row does not learn"
+    assert want[1:].any(axis=1).all()

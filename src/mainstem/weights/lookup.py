@@ -252,10 +252,15 @@ class _Take(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (places,) = ctx.saved_tensors
         if gradient.device.type != "cpu":
-            sums = gradient.new_zeros(ctx.count, gradient.shape[1]).index_add_(0, places, gradient)
-            sums[0] = 0.0
-            return sums, None
+            return _sums_on_device(places, gradient, ctx.count), None
         return torch.from_numpy(_row_sums(places.numpy(), gradient.contiguous().numpy(), ctx.count)), None
+
+
+def _sums_on_device(places: Tensor, gradients: Tensor, count: int) -> Tensor:
+    """`_row_sums` by torch."""
+    sums = gradients.new_zeros(count, gradients.shape[1]).index_add_(0, places, gradients)
+    sums[0] = 0.0
+    return sums
 
 
 def _row_sums(places: Numbers, gradients: Floats, count: int) -> Floats:
