@@ -137,6 +137,16 @@ def rejects(wrong: Made) -> None:
         test("runTest").runTest()
 
 
+def against_oracle(table: Made, *, examples: int) -> Any:
+    """The test case of `AgainstOracle` for tables that `table` makes."""
+
+    class Of(AgainstOracle):
+        made = staticmethod(table)
+
+    Of.TestCase.settings = settings(max_examples=examples, stateful_step_count=25, deadline=None)
+    return Of.TestCase
+
+
 def forgetful(table: type[Any]) -> type[Any]:
     """Wrong on purpose: what it evicts or lets expire is not among the changes."""
 

@@ -15,8 +15,8 @@ from table_contract import (
     CELLS,
     DIM,
     FAMILIES,
-    AgainstOracle,
     TableContract,
+    against_oracle,
     assert_same,
     careless,
     forgetful,
@@ -48,18 +48,8 @@ class TestOnGpu(TableContract):
     made = staticmethod(on_gpu)
 
 
-class OnCpu(AgainstOracle):
-    made = staticmethod(on_cpu)
-
-
-class OnGpu(AgainstOracle):
-    made = staticmethod(on_gpu)
-
-
-OnCpu.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
-OnGpu.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
-TestOnCpuAgainstOracle = OnCpu.TestCase
-TestOnGpuAgainstOracle = needs_gpu(OnGpu.TestCase)
+TestOnCpuAgainstOracle = against_oracle(on_cpu, examples=30)
+TestOnGpuAgainstOracle = needs_gpu(against_oracle(on_gpu, examples=30))
 
 
 class ShortSighted(DeviceTable):

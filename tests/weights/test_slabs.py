@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import mix
-from table_contract import AgainstOracle, TableContract, assert_same, careless, forgetful, rejects
+from table_contract import TableContract, against_oracle, assert_same, careless, forgetful, rejects
 
 from mainstem.schema.errors import StoreError
 from mainstem.weights.family import Adam, Family
@@ -26,18 +26,8 @@ class TestSlabTableWithReaders(TableContract):
     made = staticmethod(concurrent)
 
 
-class OfSlabTable(AgainstOracle):
-    made = staticmethod(SlabTable)
-
-
-class OfSlabTableWithReaders(AgainstOracle):
-    made = staticmethod(concurrent)
-
-
-OfSlabTable.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
-OfSlabTableWithReaders.TestCase.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
-TestAgainstOracle = OfSlabTable.TestCase
-TestAgainstOracleConcurrently = OfSlabTableWithReaders.TestCase
+TestAgainstOracle = against_oracle(SlabTable, examples=60)
+TestAgainstOracleConcurrently = against_oracle(concurrent, examples=20)
 
 
 @pytest.mark.parametrize("wrong", [forgetful(SlabTable), careless(SlabTable)])

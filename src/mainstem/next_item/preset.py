@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from mainstem.schema.config import Config
+from mainstem.train.device import wants_gpu
 
 __all__ = ["AVERAGE", "CANVAS", "LARGE", "PRESET", "configured"]
 
@@ -61,7 +60,7 @@ def configured(config: Config, changes: Config | None = None, seed: int = 0, *, 
     told = config.model_dump(exclude_unset=True)
     # a set's own sizes are no part of the setting; what its features are of is
     below = _over(PRESET, LARGE) if large else PRESET
-    if _on_gpu(given.get("train", {}).get("device", "cpu")):
+    if wants_gpu(given.get("train", {}).get("device", "cpu")):
         below = _over(below, ON_GPU)
     below = {**below, "features": _over(told.get("features", {}), PRESET["features"])}
     sections = {name: _over(preset, given.get(name, {})) for name, preset in below.items()}
@@ -69,10 +68,6 @@ def configured(config: Config, changes: Config | None = None, seed: int = 0, *, 
     entity_type = "item" if "item" in config.entities else next(iter(config.entities))
     canvases = {CANVAS: {"entity_type": entity_type, "learns_from": "events", "share": 1.0}}
     return Config.model_validate({**told, **sections, "canvases": canvases})
-
-
-def _on_gpu(device: str) -> bool:
-    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 
 from mainstem.schema.errors import ConfigError
 
-__all__ = ["Device", "device_of", "matmul_precision"]
-
-Device = Literal["cpu", "cuda", "auto"]
+__all__ = ["device_of", "matmul_precision", "wants_gpu"]
 
 
-def device_of(name: Device) -> torch.device:
-    """What `train.device` names; `auto` is a GPU where torch sees one. Raises ConfigError where it sees none."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+def wants_gpu(name: str) -> bool:
+    """Whether this `train.device` means a GPU; `auto` does where torch sees one."""
+    return name == "cuda" or (name == "auto" and torch.cuda.is_available())
+
+
+def device_of(name: str) -> torch.device:
+    """What `train.device` names. Raises ConfigError where it means a GPU and torch sees none."""
+    if not wants_gpu(name):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(

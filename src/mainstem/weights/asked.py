@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mainstem.schema.ids import NO_KEY, Keys
+from mainstem.schema.protocols import Floats
 from mainstem.weights.family import Family
+from mainstem.weights.table_state import finite
 
-__all__ = ["LATEST", "check_settings", "seconds", "sights_of"]
+__all__ = ["LATEST", "check_settings", "seconds", "sights_of", "values_of"]
 
 LATEST = 2**32 - 1
 """The last second of the clock of rows."""
@@ -42,3 +45,16 @@ def sights_of(sights: NDArray[np.int64] | None, n: int) -> NDArray[np.int64] | N
     if sights.shape != (n,) or (n and sights.min() < 1):
         raise ValueError(f"sights must be [{n}], each 1 or more")
     return sights
+
+
+def values_of(keys: Keys, values: Floats, dim: int) -> Floats:
+    """The same values to write, C-contiguous float32 [n, dim]. Raises ValueError where they do not fit keys [n], one is
+    not finite, or a key is 0 or named twice."""
+    values = np.require(values, np.float32, ["C", "A", "W"])
+    if values.shape != (len(keys), dim):
+        raise ValueError(f"values must be [{len(keys)}, {dim}], not {list(values.shape)}")
+    if (keys == NO_KEY).any() or len(np.unique(keys)) < len(keys):
+        raise ValueError("keys to write must be distinct and not 0")
+    if not finite(values):
+        raise ValueError("values to write must be finite")
+    return values

@@ -19,7 +19,7 @@ from mainstem.schema.ids import NO_KEY, Keys
 from mainstem.schema.keyrows import unique_places
 from mainstem.schema.protocols import Floats
 from mainstem.weights import changing
-from mainstem.weights.asked import LATEST, check_settings, seconds, sights_of
+from mainstem.weights.asked import LATEST, check_settings, seconds, sights_of, values_of
 from mainstem.weights.bodies import Body, Folder
 from mainstem.weights.changing import DIRTY, FAMILIES, LIVE, NAMED
 from mainstem.weights.family import Family, Optimizer
@@ -28,7 +28,7 @@ from mainstem.weights.reader import Reader, as_keys, as_rows
 from mainstem.weights.sights import Sights, admitted
 from mainstem.weights.slots import bits_for
 from mainstem.weights.table import Arrays, Changes, Memory, Rows
-from mainstem.weights.table_state import checked_state, finite
+from mainstem.weights.table_state import checked_state
 from mainstem.weights.touching import find_touching, first_fault
 
 __all__ = ["SlabTable", "predicted_bytes"]
@@ -238,13 +238,7 @@ class SlabTable:
         """
         keys = as_keys(keys)
         self._family(family)
-        values = np.require(values, np.float32, ["C", "A", "W"])
-        if values.shape != (len(keys), self.dim):
-            raise ValueError(f"values must be [{len(keys)}, {self.dim}], not {list(values.shape)}")
-        if (keys == NO_KEY).any() or len(np.unique(keys)) < len(keys):
-            raise ValueError("keys to write must be distinct and not 0")
-        if not finite(values):
-            raise ValueError("values to write must be finite")
+        values = values_of(keys, values, self.dim)
         rows = self.find(keys)
         self._create(keys, rows, family, 0.0, 0)
         changing.overwrite(self._body.slab, self._body.bits, rows, values)

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mainstem.schema.ids import NO_KEY, Keys
+from mainstem.schema.ids import Keys
 from mainstem.schema.protocols import Floats
-from mainstem.weights.asked import LATEST, seconds, sights_of
+from mainstem.weights.asked import LATEST, seconds, sights_of, values_of
 from mainstem.weights.changing import DIRTY, USED
 from mainstem.weights.device.rounds import next_rows
 from mainstem.weights.device.slab import UNKNOWN, clock
@@ -26,7 +26,7 @@ from mainstem.weights.device.words import keys_of, words_of
 from mainstem.weights.reader import as_keys, as_rows
 from mainstem.weights.slots import bits_for
 from mainstem.weights.table import Arrays, Changes, Memory, Rows
-from mainstem.weights.table_state import checked_state, finite
+from mainstem.weights.table_state import checked_state
 
 __all__ = ["DeviceTable", "device_bytes"]
 
@@ -91,13 +91,7 @@ class DeviceTable(TensorTable):
         """
         keys = as_keys(keys)
         self._family(family)
-        values = np.require(values, np.float32, ["C", "A", "W"])
-        if values.shape != (len(keys), self.dim):
-            raise ValueError(f"values must be [{len(keys)}, {self.dim}], not {list(values.shape)}")
-        if (keys == NO_KEY).any() or len(np.unique(keys)) < len(keys):
-            raise ValueError("keys to write must be distinct and not 0")
-        if not finite(values):
-            raise ValueError("values to write must be finite")
+        values = values_of(keys, values, self.dim)
         words = words_of(keys, self.device)
         self._create(words[self._slots.find(words) < 0], family, 0.0, 0)
         rows = self._slots.find(words)
