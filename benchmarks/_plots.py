@@ -86,7 +86,25 @@ def next_item(plt: Any, result: Result) -> Any:
     labels = [f"{segment}\n{count:,}".replace(" ", "\n", 1) for segment, count in users.items()]
     axis.set(xticks=range(len(users)), xticklabels=labels, ylabel="NDCG@10")
     axis.tick_params(axis="x", labelsize=7)
-    finish(axis, f"{found['facts']['data']}, users by segment")
+    of = result["name"].removeprefix("next_item_").replace("_", ", ")
+    finish(axis, f"{of}: users by segment")
+    return figure
+
+
+def p4_sequence_training(plt: Any, result: Result) -> Any:
+    """NDCG@10 on validation over the seconds of training: ours by epoch, each peer's best at the end of its time."""
+    figure, axes = panels(plt, 1)
+    axis = axes[0][0]
+    epochs = [each for each in result["epochs"] if each["ndcg"] is not None]
+    axis.plot([each["seconds"] for each in epochs], [each["ndcg"] for each in epochs], "o-", color=BLUE, label="ours")
+    for place, (name, part) in enumerate(result["parts"].items()):
+        color, peer = ARMS[1 + place], part["peer"]
+        axis.axhline(peer["ndcg"], color=color, linewidth=1, linestyle=(0, (3, 2)))
+        axis.plot(peer["seconds"], peer["ndcg"], MARKERS[1 + place], color=color, markersize=8, label=name)
+    axis.set(xlabel="seconds of training, one thread", ylabel="NDCG@10, validation", xlim=(0, None), ylim=(0, None))
+    axis.legend(loc="lower right")
+    of = result["name"].removeprefix("p4_sequence_training_")
+    axis.set_title(f"{of}: how soon training is as good")
     return figure
 
 
@@ -320,11 +338,17 @@ DRAWN: tuple[Callable[[Any, Result], Any], ...] = (
     q3_canvases, q4_online, q5_collisions, recovery_age, p1_table, p2_training_step, p6_freshness, p8_memory,
 )  # fmt: skip
 
+OF_SETS: tuple[Callable[[Any, Result], Any], ...] = (next_item, p4_sequence_training)
+"""Whose results are one for each data set."""
+
 
 def wanted() -> dict[str, Callable[[Any, Result], Any]]:
-    """The name of each result or plot that there is or may be, and what draws it: of next_item one for each set."""
-    sets = {path.stem for folder in (RESULTS, PLOTS) for path in folder.glob("next_item_*")}
-    return {**{draw.__name__: draw for draw in DRAWN}, **dict.fromkeys(sorted(sets), next_item)}
+    """The name of each result or plot that there is or may be, and what draws it."""
+    found = {draw.__name__: draw for draw in DRAWN}
+    for draw in OF_SETS:
+        names = {path.stem for folder in (RESULTS, PLOTS) for path in folder.glob(f"{draw.__name__}_*")}
+        found |= dict.fromkeys(sorted(names), draw)
+    return found
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 """Next item: the one model, with one setting for all data, against tuned peers; leave one out, full ranking.
 
 What `mainstem evaluate --protocol next-item` runs, so its options say what is asked (`mainstem evaluate --help`). Each
-set has a result of its own, `next_item_SET.json`, with ours and the peers of the same run. `ours` is NDCG@10 on the
-test, `peer` that of the best peer; goals are the best published figures of models that know as much.
+set has a result of its own, `next_item_SET.json`, with ours and the peers of the same run; what was trained on a GPU or
+by the larger setting has a name of its own, as `next_item_SET_large_cuda.json`. `ours` is NDCG@10 on the test, `peer`
+that of the best peer; goals are the best published figures of models that know as much.
 
 RecTools' SASRec runs in an environment of its own, `pip install 'rectools[torch]'`; what it gives every item, our code
 ranks. A run that was killed goes on from `--resume`, where with `--at-once` each seed trains in a process of its own.
-`--large` is the larger setting, whose result is `next_item_SET_large.json`.
 
     python benchmarks/next_item.py amazon-beauty [--seeds 3] [--refit] [--resume FOLDER] [--config FILE]
         [--only mainstem] [--rectools-python FILE] [--users 0.1] [--large] [--device cuda] [--at-once]
@@ -40,6 +40,7 @@ from mainstem.next_item.compare import SYSTEMS
 from mainstem.progress import stages
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import load
+from mainstem.train.device import wants_gpu
 
 OURS, SASREC = SYSTEMS[0], "sasrec (RecTools)"
 # set -> (NDCG@10, HR@10) of the best comparable published row: SASRec with 3000 negatives (Klenitskiy & Vasilev 2023);
@@ -109,13 +110,18 @@ def trained_at_once(args: argparse.Namespace) -> None:
         raise SystemExit("one of the trainings failed; what it said stands above")
 
 
-def report(name: str, found: Comparison, command: str, seconds: float, keep: bool) -> None:
+def kept_as(dataset: str, *, large: bool, on_gpu: bool) -> str:
+    """The name of a result; the set's alone where anybody can repeat it."""
+    return f"next_item_{dataset}" + ("_large" if large else "") + ("_cuda" if on_gpu else "")
+
+
+def report(dataset: str, name: str, found: Comparison, command: str, seconds: float, keep: bool) -> None:
     told = found.as_dict()
     best = {system: row["metrics"]["ndcg@10"]["mean"] for system, row in told["systems"].items()}
     peers = [system for system in best if system != OURS]
     peer = max(peers, key=lambda system: best[system]) if peers else None
-    goal, goal_hr = PUBLISHED.get(name.removesuffix("_large"), (None, None))
-    bench = Bench(f"next_item_{name}", metric="NDCG@10, next item", goal=goal)
+    goal, goal_hr = PUBLISHED.get(dataset, (None, None))
+    bench = Bench(name, metric="NDCG@10, next item", goal=goal)
     ours = told["systems"][OURS]["metrics"]
     bench.part("HR@10", metric="HR@10, next item", ours=ours["hr@10"]["mean"], goal=goal_hr)
     if peer is not None:
@@ -175,7 +181,8 @@ def main() -> None:
     more = (" --large" if args.large else "") + (f" --device {args.device}" if args.device != "cpu" else "")
     more += " --at-once --resume FOLDER" if args.at_once else ""
     command = f"python benchmarks/next_item.py {args.dataset} --seeds {args.seeds}{refit}{bound}{more}"
-    report(args.dataset + ("_large" if args.large else ""), found, command, time.monotonic() - began, keep=whole)
+    name = kept_as(args.dataset, large=args.large, on_gpu=wants_gpu(args.device))
+    report(args.dataset, name, found, command, time.monotonic() - began, keep=whole)
 
 
 if __name__ == "__main__":

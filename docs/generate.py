@@ -227,7 +227,7 @@ def _set(name: str, result: dict[str, Any]) -> str:
     ]  # fmt: skip
     plot = PLOTS / f"{NEXT_ITEM}{name}.svg"
     parts = [
-        f"### {name}\n",
+        f"### {name.replace('_', ', ')}\n",
         f"{facts['users']:,} users, {facts['items']:,} items, {facts['actions']:,} actions; {facts['asked']:,} users "
         f"asked. {told['protocol']}\n",
         table(("", *OVERALL), rows),
@@ -295,6 +295,36 @@ def profile() -> str:
     return table(("ms, one thread", *found), rows)
 
 
+def training_speed() -> str:
+    """P4: how soon ours reaches what the peers' SASRec reach in their time, by data set."""
+    found = {name.removeprefix(SPEED): each for name, each in results().items() if name.startswith(SPEED)}
+    if not found:
+        return "No result is in `benchmarks/results` yet: `python benchmarks/p4_sequence_training.py SET` makes one.\n"
+    return "\n".join(_speed(name, result) for name, result in found.items())
+
+
+def _speed(name: str, result: dict[str, Any]) -> str:
+    reached, rows = result["reached"], []
+    for peer, part in result["parts"].items():
+        theirs = part["peer"]
+        soon = "not reached" if part["seconds"] is None else f"{part['seconds']:,.0f} s"
+        share = "" if part["ours"] is None else f"{part['ours']:.3f}"
+        rows.append((
+            f"{peer} {theirs['version']}", f"{theirs['ndcg']:.4f}",
+            f"{theirs['epochs']:g} epochs, {theirs['seconds']:,.0f} s", f"{theirs['peak_gib']:.1f}", soon, share,
+        ))  # fmt: skip
+    peak = "" if result.get("peak_gib") is None else f", {result['peak_gib']:.1f} GiB at its peak"
+    head = (name, "validation NDCG@10", "after", "peak GiB", "ours as good after", "ours / peer")
+    plot, machine = PLOTS / f"{SPEED}{name}.svg", result["machine"]
+    drawn = f"\n![How soon training is as good, {name}](benchmarks/plots/{plot.name})\n" if plot.exists() else ""
+    return (
+        table(head, rows) + f"\nOurs reached {reached:.4f}, after {len(result['epochs'])} epochs{peak}. Made by "
+        f"`{result['command']}` on {machine['processor']}; the [whole result]"
+        f"(benchmarks/results/{SPEED}{name}.json) has every epoch.\n{drawn}"
+    )
+
+
+SPEED = "p4_sequence_training_"
 STEP = "sequence_step_"
 CANVASES = ("search", "next", "related")
 
@@ -327,6 +357,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "next-item": next_item,
     "one-model": one_model,
     "profile": profile,
+    "training-speed": training_speed,
     "device": device,
     "feature-columns": feature_columns,
 }

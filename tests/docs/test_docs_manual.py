@@ -247,15 +247,35 @@ def test_next_item_results_become_pages(tmp_path: Path, monkeypatch: pytest.Monk
         "segments": {"all": 1000, "cold targets": 0},
     }  # fmt: skip
     result = {"found": found, "command": "python it", "seconds_of_all": 60.0, "machine": {"processor": "P", "cores": 2}}
-    (tmp_path / "next_item_a-set.json").write_text(json.dumps(result))
-    (tmp_path / "next_item_a-set.svg").write_text("<svg/>")
+    (tmp_path / "next_item_a-set_large.json").write_text(json.dumps(result))
+    (tmp_path / "next_item_a-set_large.svg").write_text("<svg/>")
     text = generate.next_item()
-    assert "### a-set" in text
+    assert "### a-set, large\n" in text
     assert "1,200 users, 30 items, 5,000 actions; 1,000 users asked. Leave one out." in text
     assert "| mainstem | 0.2500 ± 0.0100 | 0.2500 ± 0.0100 |" in text
     assert "| ease | 0.1250 | 0.1250 |" in text
     assert "| all | 1,000 | 0.2500 ± 0.0100 | 0.1250 |" in text
     assert "| cold targets | 0 | none | none |" in text
     assert "ials: not run. pip install it" in text
-    assert "](benchmarks/plots/next_item_a-set.svg)" in text
+    assert "](benchmarks/plots/next_item_a-set_large.svg)" in text
     assert "Made by `python it` in 60 s on P, 2 cores" in text
+
+
+def test_speed_results_become_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "RESULTS", tmp_path)
+    monkeypatch.setattr(generate, "PLOTS", tmp_path)
+    assert "p4_sequence_training.py SET" in generate.training_speed(), "without a result it says what makes one"
+    peer = {"ndcg": 0.25, "epochs": 2.5, "seconds": 1800.0, "peak_gib": 3.0, "version": "1.0"}
+    result = {
+        "parts": {
+            "soon": {"ours": 0.05, "seconds": 90.0, "peer": peer},
+            "late": {"ours": None, "seconds": None, "peer": peer},
+        },
+        "reached": 0.26, "epochs": [{"seconds": 90.0, "ndcg": 0.26}], "peak_gib": 1.5, "command": "python it",
+        "machine": {"processor": "P"},
+    }  # fmt: skip
+    (tmp_path / "p4_sequence_training_a-set.json").write_text(json.dumps(result))
+    text = generate.training_speed()
+    assert "| soon 1.0 | 0.2500 | 2.5 epochs, 1,800 s | 3.0 | 90 s | 0.050 |" in text
+    assert "| late 1.0 | 0.2500 | 2.5 epochs, 1,800 s | 3.0 | not reached |  |" in text
+    assert "Ours reached 0.2600, after 1 epochs, 1.5 GiB at its peak. Made by `python it` on P" in text
