@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -359,6 +361,31 @@ def test_a_full_batch_is_followed_by_the_next_at_once(monkeypatch: pytest.Monkey
         assert until(lambda: follow.position == after)
     finally:
         follow.stop()
+
+
+def test_a_slow_step_of_a_few_records_is_told_by_its_parts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log, catalog, store = holders()
+    follow = Follower(log, catalog, store, [lambda changed, left: time.sleep(0.05)])
+    numbers = itertools.count()
+
+    def told(records: int) -> list[str]:
+        caplog.clear()
+        log.append([item(number, str(number)) for number in itertools.islice(numbers, records)])
+        follow.catch_up()
+        return [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+    assert not told(1), "fast enough"
+    monkeypatch.setattr(follower, "SLOW", 0.04)
+    monkeypatch.setattr(follower, "FEW", 2)
+    assert not told(3), "many records take their time"
+    (line,) = told(2)
+    assert line.startswith("a step of 2 records took ")
+    took = {part: float(ms) for part, ms in re.findall(r"(\w+) (\d+) ms", line.partition("(")[2])}
+    assert max(took, key=lambda part: took[part]) == "indexes"
+    assert took["indexes"] >= 50
+    assert not told(2), "one line, not one for each step"
 
 
 def test_a_failure_is_seen_and_passes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

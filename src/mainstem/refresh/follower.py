@@ -42,6 +42,29 @@ GATHER = 0.025
 # Seconds between notes to the log, and between attempts after a failure: at first, and at most.
 NOTE_EVERY = 1.0
 RETRY_FIRST, RETRY_MOST = 0.5, 30.0
+# Seconds that a step may take before it is told of, where it has no more records than this: whoever waits for one of
+# them waits for all of it. And seconds between two such lines.
+SLOW, FEW, TELL_EVERY = 0.25, 1_000, 60.0
+
+
+class _Laps:
+    """What the parts of a step take."""
+
+    def __init__(self) -> None:
+        self.began = self._last = time.monotonic()
+        self._ms: dict[str, float] = {}
+
+    def lap(self, part: str) -> None:
+        """`part` ends now; it began where the one before ended."""
+        now = time.monotonic()
+        self._ms[part], self._last = 1e3 * (now - self._last), now
+
+    @property
+    def seconds(self) -> float:
+        return self._last - self.began
+
+    def __str__(self) -> str:
+        return ", ".join(f"{part} {ms:.0f} ms" for part, ms in self._ms.items())
 
 
 class Follower:
@@ -82,6 +105,7 @@ class Follower:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._noted_at = 0.0
+        self._slow_at = -TELL_EVERY  # when a slow step was told of
         self._untold: list[tuple[Sequence[Entity], Sequence[int]]] = []
         known, end = log.follow(self.name), log.end()
         stand = catalog.position(), features.position()
@@ -108,17 +132,30 @@ class Follower:
     def step(self) -> int:
         """Apply one batch; how many records it had. After an error the same batch can be applied again."""
         with self._stepping:
+            laps = _Laps()
             batch = self.log.read(self._seen, self.batch)
+            laps.lap("log")
             if batch.records:
                 self._write_catalog(batch)
+                laps.lap("catalogue")
                 self._tell()
+                laps.lap("indexes")
                 self._write_features(batch)
+                laps.lap("features")
                 with self._moved:
                     self._seen = batch.next
                     self._moved.notify_all()
             if self._seen != self._noted and time.monotonic() - self._noted_at > NOTE_EVERY:
                 self._note()
+                laps.lap("note")
+            self._tell_if_slow(laps, len(batch.records))
             return len(batch.records)
+
+    def _tell_if_slow(self, laps: _Laps, records: int) -> None:
+        now = time.monotonic()
+        if laps.seconds > SLOW and records <= FEW and now - self._slow_at > TELL_EVERY:
+            self._slow_at = now
+            _log.warning("a step of %d records took %.0f ms (%s)", records, 1e3 * laps.seconds, laps)
 
     def note(self) -> None:
         """Tell the log what is safely stored, so that it may let go of older ranges."""
