@@ -92,11 +92,11 @@ def next_item(plt: Any, result: Result) -> Any:
 
 
 def p4_sequence_training(plt: Any, result: Result) -> Any:
-    """NDCG@10 on validation over the seconds of training: ours by epoch, each peer's best at the end of its time."""
+    """NDCG@10 on validation over seconds of training: ours as looked at, each peer's best at the end of its time."""
     figure, axes = panels(plt, 1)
     axis = axes[0][0]
-    epochs = [each for each in result["epochs"] if each["ndcg"] is not None]
-    axis.plot([each["seconds"] for each in epochs], [each["ndcg"] for each in epochs], "o-", color=BLUE, label="ours")
+    looks = result["looks"]
+    axis.plot([look["seconds"] for look in looks], [look["ndcg"] for look in looks], "o-", color=BLUE, label="ours")
     for place, (name, part) in enumerate(result["parts"].items()):
         color, peer = ARMS[1 + place], part["peer"]
         axis.axhline(peer["ndcg"], color=color, linewidth=1, linestyle=(0, (3, 2)))

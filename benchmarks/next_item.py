@@ -147,7 +147,7 @@ def main() -> None:
         "--config", type=Path, help="whose `features`, `model` and `train` lie over the preset; nothing is kept"
     )
     parser.add_argument("--resume", type=Path, help="folder for checkpoints")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="of training, after which no epoch begins")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of training at most")
     parser.add_argument("--rectools-python", help="the interpreter of an environment with rectools[torch]")
     parser.add_argument("--large", action="store_true", help="the larger setting")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="where the networks compute")

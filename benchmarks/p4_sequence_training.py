@@ -1,18 +1,22 @@
 """P4: how soon does training reach what RecTools' and RecBole's SASRec reach in half an hour? Next item, validation.
 
-Each peer trains for `--minutes` at our width, blocks, heads, history and dropout, on one thread as we do, with the
-whole softmax, and answers validation; the better of its best epoch (by its own figure there) and its last counts. Then
-ours trains once, by the one setting of next_item.py, until an epoch reaches the higher NDCG@10, which our code computes
-for all. Seconds are of training alone: ours and RecBole's without what asking validation takes, RecTools' with the
-loss on validation that it computes after each epoch. The `ratio` is ours by the peer's, the worst of the peers'; each
-has a part of its own. 0.1 is the goal. Where ours ends below a peer there is no ratio, the goal is not met, and what
-was reached is kept. One seed: the time is what is asked for.
+Each peer trains for `--minutes` at our width, blocks, heads, history and dropout, on one thread as we do. Where ours has
+the whole softmax they have it; where ours draws negatives RecTools draws 256 a position, as published runs of it do, and
+RecBole, which draws one or none, has the whole. They answer validation, and the better of a peer's best epoch (by its
+own figure there) and its last counts.
+
+Then ours trains once, by the one setting of next_item.py. It is looked at after every `--every` seconds of training, by
+its newest weights, and after each epoch, by their average, until it is as good as the better peer in NDCG@10, which our
+code computes for all. Seconds are of training alone: ours and RecBole's without what asking validation takes, RecTools'
+with the loss on validation that it computes after each epoch. The `ratio` is ours by the peer's, the worst of the
+peers'; each has a part of its own. 0.1 is the goal. Where ours ends below a peer there is no ratio, the goal is not met,
+and what was reached is kept. One seed: the time is what is asked for.
 
 The peers live in environments of their own: pip install 'rectools[torch]'; pip install recbole 'numpy<2' 'pandas<2.3'
-'scipy<1.12' 'setuptools<81'. A run that was killed goes on from `--resume`, and asks no peer again what it answered.
+'scipy<1.12' 'setuptools<81'. `--resume` keeps what they answered: no peer is asked the same again.
 
     python benchmarks/p4_sequence_training.py SET [--rectools-python FILE] [--recbole-python FILE] [--minutes 30]
-        [--users 1.0] [--resume FOLDER]
+        [--every 20] [--users 1.0] [--resume FOLDER]
 """
 
 from __future__ import annotations
@@ -23,10 +27,11 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -36,9 +41,7 @@ from mainstem import datasets
 from mainstem.evaluate.next_item import LeaveOneOut, Seen, ndcg, ranks_of
 from mainstem.evaluate.peak_memory import PeakMemory
 from mainstem.next_item import RULES, Actions, Rules, of_dataset
-from mainstem.next_item.checkpoints import Checkpoints
-from mainstem.next_item.compare import Asked, identity
-from mainstem.next_item.model import SequenceModel
+from mainstem.next_item.model import SequenceModel, scorer
 from mainstem.next_item.preset import configured
 from mainstem.next_item.runs import Run, Watch
 from mainstem.schema.config import Config
@@ -49,17 +52,19 @@ LENGTH = {"amazon-beauty": 50}  # of the peers' histories, which they pad: what 
 
 @dataclass(frozen=True)
 class Peer:
-    """A SASRec that `script` trains; more: what it is told besides what all are told."""
+    """A SASRec that `script` trains. draws: whether it can draw negatives, so many a position; more: what it is told
+    besides what all are told."""
 
     name: str
     script: Path
+    draws: int = 0
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
 PEERS = {
     "rectools": Peer(
-        "RecTools SASRec", Path(__file__).parent / "_rectools_sasrec.py",
-        {"--ask": "validation", "--negatives": 0, "--epochs": 10_000, "--patience": 10_000},
+        "RecTools SASRec", Path(__file__).parent / "_rectools_sasrec.py", draws=256,
+        more={"--ask": "validation", "--epochs": 10_000, "--patience": 10_000},
     ),
     "recbole": Peer("RecBole SASRec", Path(__file__).parent / "_recbole_sasrec.py"),
 }  # fmt: skip
@@ -78,34 +83,55 @@ class Trained(msgspec.Struct, frozen=True):
 
 
 class Reached(Exception):
-    """Raised by an epoch that is as good as the best peer."""
+    """Raised when ours is as good as the best peer."""
+
+
+class Look(NamedTuple):
+    """NDCG@10 on validation after so many seconds of training."""
+
+    seconds: float
+    ndcg: float
 
 
 class Until(Watch):
-    """Ends a training at the first epoch whose validation reaches `goal`. here: epochs of this process."""
+    """Looks at a training within its epochs, by `judge`, every so many seconds, and ends it at the first look or epoch
+    that is as good as `goal`. What looking takes is no part of the seconds."""
 
-    def __init__(self, goal: float) -> None:
-        self.goal = goal
-        self.run = Run()
-        self.here = 0
+    def __init__(self, goal: float, judge: Callable[[], float], every: float) -> None:
+        self.goal, self.judge, self.every = goal, judge, every
+        self.looks: list[Look] = []
+        self._before = self._looking = 0.0  # seconds of the epochs that are over, and of all looks within epochs
+        self._began = self._looked = time.monotonic()  # the epoch, and the newest look
 
     def begin(self, stage: str, run: Run, most: int, patience: int, actions: int) -> None:
-        self.run = run
-        if reached(run, self.goal) is not None:
-            raise Reached
+        self._began = self._looked = time.monotonic()
+
+    def step(self, actions: int) -> None:
+        now = time.monotonic()
+        if now - self._looked < self.every:
+            return
+        seconds = self._before + now - self._began - self._looking
+        found = self.judge()
+        self._looked = time.monotonic()
+        self._looking += self._looked - now
+        self._note("within an epoch", Look(seconds, found))
 
     def epoch(self, run: Run) -> None:
-        self.here += 1
-        last = run.epochs[-1]
-        say(f"ours, epoch {last.number}: validation NDCG@10 {last.validation:.4f}, {last.seconds:.0f} s")
-        if last.validation is not None and last.validation >= self.goal:
+        last, self._before = run.epochs[-1], run.seconds
+        if last.validation is not None:
+            self._note(f"epoch {last.number}", Look(last.seconds - self._looking, last.validation))
+        self._began = self._looked = time.monotonic()
+
+    def _note(self, where: str, look: Look) -> None:
+        self.looks.append(look)
+        say(f"ours, {where}: validation NDCG@10 {look.ndcg:.4f}, {look.seconds:.0f} s")
+        if look.ndcg >= self.goal:
             raise Reached
 
 
-def reached(run: Run, goal: float) -> float | None:
-    """Seconds of training until the first epoch that was as good as `goal`; None: there is none."""
-    good = (each.seconds for each in run.epochs if each.validation is not None and each.validation >= goal)
-    return next(good, None)
+def reached(looks: Sequence[Look], goal: float) -> float | None:
+    """Seconds of training until the first look that was as good as `goal`; None: there is none."""
+    return next((look.seconds for look in looks if look.ndcg >= goal), None)
 
 
 def judged(data: LeaveOneOut, scores: Any, seen: Seen) -> float:
@@ -115,12 +141,13 @@ def judged(data: LeaveOneOut, scores: Any, seen: Seen) -> float:
     return float(ndcg(ranks_of(said, data, places, seen=seen), 10).mean())
 
 
-def words(peer: Peer, name: str, config: Config, minutes: float) -> list[str]:
-    """What a peer's script is told."""
+def words(peer: Peer, name: str, items: int, config: Config, minutes: float) -> list[str]:
+    """What a peer's script is told of a set with so many items."""
     history = config.model.history
+    drawn = {"--negatives": peer.draws if items > config.train.retrieval.full_up_to else 0} if peer.draws else {}
     told = {
         "--minutes": minutes, "--factors": config.model.dim, "--blocks": history.layers, "--heads": history.heads,
-        "--length": LENGTH.get(name, 200), "--dropout": history.dropout, **peer.more,
+        "--length": LENGTH.get(name, 200), "--dropout": history.dropout, **drawn, **peer.more,
     }  # fmt: skip
     return [str(word) for pair in told.items() for word in pair]
 
@@ -168,23 +195,24 @@ def asked(peer: Peer, python: str, data: LeaveOneOut, told: list[str], seen: See
     return found
 
 
-def ours(actions: Actions, config: Config, goal: float, resume: Path | None, seen: Seen) -> tuple[Run, float | None]:
-    """The epochs until the goal, or until the training ended below it, and peak GiB (None: all are from `resume`)."""
-    watch = Until(goal)
-    kept = None if resume is None else Checkpoints(resume, 0, identity(actions, config, Asked()))
-    model = SequenceModel(actions, config, kept, watch)
+def ours(actions: Actions, config: Config, goal: float, every: float, seen: Seen) -> tuple[list[Look], float | None]:
+    """The looks until the goal, or until the training ended below it, and peak GiB."""
+    watch = Until(goal, lambda: judged(actions.data, scorer(model.actions, model.trainer), seen), every)
+    model = SequenceModel(actions, config, watch=watch)
     with PeakMemory() as peak:
         try:
             model.choose(actions.data, actions.data.learned(), lambda: judged(actions.data, model.scores, seen))
             say(f"ours: the training ended below {goal:.4f}")
         except Reached:
             say(f"ours: reached {goal:.4f}")
-    return watch.run, peak.gib if watch.here else None
+    return watch.looks, peak.gib
 
 
-def report(bench: Bench, run: Run, peers: Mapping[str, Trained], keep: bool, **more: Any) -> dict[str, Any]:
+def report(
+    bench: Bench, looks: Sequence[Look], peers: Mapping[str, Trained], keep: bool, **more: Any
+) -> dict[str, Any]:
     """A part for each peer; the figure of all is that of the peer against which ours is worst."""
-    at = {name: reached(run, each.ndcg) for name, each in peers.items()}
+    at = {name: reached(looks, each.ndcg) for name, each in peers.items()}
     for name, each in peers.items():
         seconds = at[name]
         bench.part(
@@ -198,8 +226,8 @@ def report(bench: Bench, run: Run, peers: Mapping[str, Trained], keep: bool, **m
 
     worst = max(peers, key=badness)
     return bench.report(
-        ours=at[worst], peer=peers[worst].seconds, peer_name=worst, keep=keep, reached=max(run.figures()),
-        epochs=[{"seconds": each.seconds, "ndcg": each.validation} for each in run.epochs], **more,
+        ours=at[worst], peer=peers[worst].seconds, peer_name=worst, keep=keep, reached=max(look.ndcg for look in looks),
+        looks=[{"seconds": round(look.seconds, 1), "ndcg": round(look.ndcg, 5)} for look in looks], **more,
     )  # fmt: skip
 
 
@@ -209,8 +237,9 @@ def main() -> None:
     for key, peer in PEERS.items():
         parser.add_argument(f"--{key}-python", help=f"the interpreter of an environment with {key}: {peer.name}")
     parser.add_argument("--minutes", type=float, default=30.0, help="of each peer's training; fewer are not kept")
+    parser.add_argument("--every", type=float, default=20.0, help="seconds of our training between two looks at it")
     parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
-    parser.add_argument("--resume", type=Path, help="folder for our checkpoints and the peers' answers")
+    parser.add_argument("--resume", type=Path, help="folder for the peers' answers")
     args = parser.parse_args()
     pythons = {key: python for key in PEERS if (python := getattr(args, f"{key}_python"))}
     if not pythons:
@@ -225,11 +254,11 @@ def main() -> None:
     peers = {}
     for key, python in pythons.items():
         peer = PEERS[key]
-        told = words(peer, actions.name, config, args.minutes)
+        told = words(peer, actions.name, actions.data.items, config, args.minutes)
         peers[peer.name] = asked(peer, python, actions.data, told, rules.seen, args.resume)
-    run, peak = ours(actions, config, max(each.ndcg for each in peers.values()), args.resume, rules.seen)
+    looks, peak = ours(actions, config, max(each.ndcg for each in peers.values()), args.every, rules.seen)
     report(
-        bench, run, peers, keep=args.users == 1.0 and args.minutes >= 30, peak_gib=peak, threads=config.train.threads,
+        bench, looks, peers, keep=args.users == 1.0 and args.minutes >= 30, peak_gib=peak, threads=config.train.threads,
         command=f"python benchmarks/p4_sequence_training.py {args.dataset} --minutes {args.minutes:g}",
     )  # fmt: skip
 

@@ -318,9 +318,9 @@ def _speed(name: str, result: dict[str, Any]) -> str:
     plot, machine = PLOTS / f"{SPEED}{name}.svg", result["machine"]
     drawn = f"\n![How soon training is as good, {name}](benchmarks/plots/{plot.name})\n" if plot.exists() else ""
     return (
-        table(head, rows) + f"\nOurs reached {reached:.4f}, after {len(result['epochs'])} epochs{peak}. Made by "
-        f"`{result['command']}` on {machine['processor']}; the [whole result]"
-        f"(benchmarks/results/{SPEED}{name}.json) has every epoch.\n{drawn}"
+        table(head, rows) + f"\nOurs reached {reached:.4f}, after {result['looks'][-1]['seconds']:,.0f} s of training"
+        f"{peak}. Made by `{result['command']}` on {machine['processor']}; the [whole result]"
+        f"(benchmarks/results/{SPEED}{name}.json) has every look.\n{drawn}"
     )
 
 

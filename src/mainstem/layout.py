@@ -34,6 +34,7 @@ SURFACE = (
     "learning",
     "serve",
     "datasets",
+    "first_slates",
     "loop",
     "canvas_evaluation",
     "calibration_evaluation",

@@ -17,12 +17,13 @@ from types import TracebackType
 
 from mainstem import curriculum
 from mainstem.assemble import Parts, assemble
+from mainstem.first_slates import answer_first
 from mainstem.schema.config import Config
 from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.ids import key64
 from mainstem.schema.position import Position
 from mainstem.schema.protocols import Appended
-from mainstem.schema.records import Context, Degraded, Entity, Event, LogRecord, Slate, SlateRequest
+from mainstem.schema.records import Degraded, Entity, LogRecord, Slate, SlateRequest
 from mainstem.schema.time import now_ms, parse_duration
 from mainstem.train import TrainingReport
 
@@ -31,11 +32,6 @@ __all__ = ["Loop"]
 Progress = Callable[[str, int, int], None]
 
 _log = logging.getLogger(__name__)
-
-# The most that a request may ask for, ms; seconds to wait for the state before it; and records before the end among
-# which an event is looked for.
-FIRST_MS, FIRST_WAIT = 60_000.0, 10.0
-LOOK_BACK = 1_000
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -62,36 +58,10 @@ class Loop:
                 for keeper in self.parts.keepers.values():
                     keeper.start()
                 try:
-                    self.parts.follower.wait_for(self.parts.log.end(), FIRST_WAIT)
-                    self._first_slates()
+                    answer_first(self.parts, config)
                 except Exception:  # noqa: BLE001 - it only saves time: whoever asks is told what fails
                     _log.exception("the first slates failed, so the first requests will take longer")
             undo.pop_all()
-
-    def _first_slates(self) -> None:
-        """Answer on every canvas before anybody asks, with all the time there is and not for the record: what is
-        compiled and mapped on first use takes longer than a request may wait, in a new installation by far."""
-        newest = self._newest()
-        user, query = (newest.user, newest.entity) if newest else (None, None)
-        sources = [query] if query else []
-        known = self.entity(newest.entity_type, query) if newest and query else None
-        category = known.attributes.get("category") if known else None
-        for name, canvas in self.config.canvases.items():
-            of = canvas.learns_from
-            context = Context(
-                canvas=name, user=user, query=query or "anything" if of == "query" else None,
-                sources=sources if of == "previous" else [], source_type=newest.entity_type if newest else "item",
-                category=category if of == "category" and isinstance(category, str) else None,
-            )  # fmt: skip
-            self.parts.pipeline.answer(
-                SlateRequest(context=context, shown=False, deadline_ms=FIRST_MS, tenant=self.config.tenant)
-            )
-
-    def _newest(self) -> Event | None:
-        """The newest event among the log's last records."""
-        end = self.parts.log.end().offset()
-        batch = self.parts.log.read(Position.at(max(end - LOOK_BACK, 0)), LOOK_BACK)
-        return next((record for record in reversed(batch.records) if isinstance(record, Event)), None)
 
     # ---- event -> log ----------------------------------------------------------------------------
 

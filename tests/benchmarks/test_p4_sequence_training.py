@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 
 from mainstem.evaluate.next_item import LeaveOneOut
+from mainstem.next_item.actions import of_records
+from mainstem.next_item.preset import configured
 from mainstem.next_item.runs import Epoch, Run
+from mainstem.schema.config import Config
+from mainstem.schema.records import Entity, Event
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 # What a peer's script is to do, by one that knows what is asked for (or with --wrong, what is not) in its last epoch
@@ -65,6 +69,10 @@ def a_run(*figures: float) -> Run:
     return Run([Epoch(number, 1.0, figure, 10.0 * number) for number, figure in enumerate(figures, 1)])
 
 
+def looks_at(p4: ModuleType, *figures: float) -> list[object]:
+    return [p4.Look(10.0 * number, figure) for number, figure in enumerate(figures, 1)]
+
+
 def trained(p4: ModuleType, ndcg: float, seconds: float = 100.0) -> object:
     return p4.Trained(
         ndcg=ndcg, best_and_last=(ndcg, 0.0), seconds=seconds, epochs=1.5, peak_gib=2.0, version="1.0"
@@ -103,38 +111,92 @@ def test_a_peer_is_not_asked_the_same_again(
 
 
 def test_every_peer_is_told_what_ours_is_trained_with(p4: ModuleType) -> None:
-    history = SimpleNamespace(layers=2, heads=4, dropout=0.2)
-    config = SimpleNamespace(model=SimpleNamespace(dim=128, history=history))
-    for peer in p4.PEERS.values():
-        words = p4.words(peer, "amazon-beauty", config, 30.0)
+    history, retrieval = SimpleNamespace(layers=2, heads=4, dropout=0.2), SimpleNamespace(full_up_to=100)
+    config = SimpleNamespace(
+        model=SimpleNamespace(dim=128, history=history), train=SimpleNamespace(retrieval=retrieval)
+    )
+    for key, peer in p4.PEERS.items():
+        words = p4.words(peer, "amazon-beauty", 101, config, 30.0)
         told = dict(zip(words[::2], words[1::2], strict=True))
         assert told["--minutes"] == "30.0"
         assert told["--factors"] == "128"
         assert (told["--blocks"], told["--heads"], told["--dropout"]) == ("2", "4", "0.2")
         assert told["--length"] == "50"
         assert all(f'"{option}"' in peer.script.read_text() for option in told)
+        words = p4.words(peer, "ml-1m", 100, config, 30.0)
+        fewer = dict(zip(words[::2], words[1::2], strict=True))
+        assert fewer["--length"] == "200"
+        drawn = [each.get("--negatives") for each in (told, fewer)]
+        assert drawn == (["256", "0"] if key == "rectools" else [None, None]), "as ours: the whole softmax of few items"
 
 
-def test_training_ends_at_the_first_epoch_that_reaches_the_goal(p4: ModuleType) -> None:
-    watch = p4.Until(0.2)
+def test_training_ends_at_the_first_look_or_epoch_that_reaches_the_goal(p4: ModuleType) -> None:
+    found = iter([0.1, 0.2])
+    watch = p4.Until(0.2, lambda: next(found), every=0.0)
     watch.begin("choose", a_run(), 10, 5, 100)
-    watch.epoch(a_run(0.1, 0.19))
+    watch.step(10)
+    watch.epoch(a_run(0.19))
     with pytest.raises(p4.Reached):
-        watch.epoch(a_run(0.1, 0.19, 0.2))
-    assert watch.here == 2
+        watch.step(10)
+    assert [look.ndcg for look in watch.looks] == [0.1, 0.19, 0.2]
+    watch = p4.Until(0.2, lambda: 1.0, every=3600.0)
+    watch.begin("choose", a_run(), 10, 5, 100)
+    watch.step(10)
+    with pytest.raises(p4.Reached):
+        watch.epoch(a_run(0.2))
+    assert watch.looks == [(10, 0.2)], "too soon for a look within the epoch"
 
 
-def test_a_resumed_training_that_had_reached_the_goal_trains_no_more(p4: ModuleType) -> None:
-    watch = p4.Until(0.2)
-    with pytest.raises(p4.Reached):
-        watch.begin("choose", a_run(0.1, 0.3, 0.15), 10, 5, 100)
-    assert p4.reached(watch.run, 0.2) == 20
-    assert watch.here == 0
+def test_looking_is_no_part_of_the_seconds(p4: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(p4, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    def looks_for_a_minute() -> float:
+        clock.now += 60
+        return 0.1
+
+    def goes_on(seconds: float) -> None:
+        clock.now += seconds
+        watch.step(10)
+
+    watch = p4.Until(0.2, looks_for_a_minute, every=10.0)
+    watch.begin("choose", a_run(), 10, 5, 100)
+    goes_on(6)
+    goes_on(6)
+    goes_on(6)
+    clock.now += 2
+    watch.epoch(Run([Epoch(1, 1.0, 0.15, 80.0)]))  # 20 of training and a look, as the model's clock says
+    goes_on(10)
+    goes_on(10)
+    assert watch.looks == [(12, 0.1), (20, 0.15), (30, 0.1), (40, 0.1)]
+
+
+def test_what_is_looked_at_learns_as_if_nobody_had_looked(p4: ModuleType) -> None:
+    world = of_records(
+        "a world", Config(), [Entity(record_id=f"e{n}", time=n, entity=str(n)) for n in range(12)],
+        [
+            Event(event_id=f"{user}-{n}", time=1000 * n, user=f"u{user}", kind="purchase", entity=str((user + n) % 12))
+            for n in range(1, 9) for user in range(60)
+        ],
+    )  # fmt: skip
+    small = Config.model_validate(
+        {"model": {"dim": 16, "history": {"layers": 1, "heads": 2}},
+         "train": {"retrieval_batch": 64, "retrieval_epochs": 2, "threads": 1}}
+    )  # fmt: skip
+    config, epochs = configured(world.config, small), []
+    for every in (0.0, 3600.0):
+        looks, peak = p4.ours(world, config, 2.0, every, "filter")
+        assert peak is None or peak > 0
+        epochs.append(looks)
+    assert len(epochs[1]) == 2, "canary: without looks there are the epochs alone"
+    assert len(epochs[0]) > 4, "several looks an epoch"
+    within = [look.ndcg for look in epochs[0]]
+    assert [look.ndcg for look in epochs[1]] == [within[len(within) // 2 - 1], within[-1]]
 
 
 def test_the_worst_of_the_ratios_is_the_figure(p4: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     peers = {"low": trained(p4, 0.1), "high": trained(p4, 0.2), "slow": trained(p4, 0.2, seconds=400)}
-    p4.report(bench(p4), a_run(0.1, 0.15, 0.15, 0.25), peers, keep=False, peak_gib=3.0)
+    p4.report(bench(p4), looks_at(p4, 0.1, 0.15, 0.15, 0.25), peers, keep=False, peak_gib=3.0)
     told = json.loads(capsys.readouterr().out)
     assert (told["ours"], told["peer"], told["peer_name"], told["ratio"]) == (40, 100, "high", 0.4)
     assert told["met"] is False
@@ -143,14 +205,14 @@ def test_the_worst_of_the_ratios_is_the_figure(p4: ModuleType, capsys: pytest.Ca
     assert told["parts"]["low"]["seconds"] == 10
     assert told["parts"]["low"]["peer"]["peak_gib"] == 2
     assert told["peak_gib"] == 3
-    assert told["epochs"][-1] == {"seconds": 40, "ndcg": 0.25}
+    assert told["looks"][-1] == {"seconds": 40, "ndcg": 0.25}
 
 
 def test_a_training_that_ends_below_a_peer_is_told_and_not_met(
     p4: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peers = {"low": trained(p4, 0.1, seconds=1000), "high": trained(p4, 0.3)}
-    p4.report(bench(p4), a_run(0.1, 0.2, 0.15), peers, keep=False)
+    p4.report(bench(p4), looks_at(p4, 0.1, 0.2, 0.15), peers, keep=False)
     told = json.loads(capsys.readouterr().out)
     assert (told["ours"], told["peer"], told["peer_name"], told["ratio"]) == (None, 100, "high", None)
     assert told["met"] is False

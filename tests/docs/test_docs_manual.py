@@ -271,11 +271,11 @@ def test_speed_results_become_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "soon": {"ours": 0.05, "seconds": 90.0, "peer": peer},
             "late": {"ours": None, "seconds": None, "peer": peer},
         },
-        "reached": 0.26, "epochs": [{"seconds": 90.0, "ndcg": 0.26}], "peak_gib": 1.5, "command": "python it",
+        "reached": 0.26, "looks": [{"seconds": 90.0, "ndcg": 0.26}], "peak_gib": 1.5, "command": "python it",
         "machine": {"processor": "P"},
     }  # fmt: skip
     (tmp_path / "p4_sequence_training_a-set.json").write_text(json.dumps(result))
     text = generate.training_speed()
     assert "| soon 1.0 | 0.2500 | 2.5 epochs, 1,800 s | 3.0 | 90 s | 0.050 |" in text
     assert "| late 1.0 | 0.2500 | 2.5 epochs, 1,800 s | 3.0 | not reached |  |" in text
-    assert "Ours reached 0.2600, after 1 epochs, 1.5 GiB at its peak. Made by `python it` on P" in text
+    assert "Ours reached 0.2600, after 90 s of training, 1.5 GiB at its peak. Made by `python it` on P" in text

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mainstem.evaluate import next_item
 from mainstem.evaluate.next_item import LeaveOneOut, hit, ndcg, ranks_of, run, segments
 
 SMALL = LeaveOneOut(np.array([0, 1, 2, 3, 4, 0, 0, 1, 2]), np.array([0, 4, 6, 9]), 6)
@@ -89,6 +90,35 @@ def test_run_refits_with_validation_for_the_test_alone() -> None:
     assert told.fitted == [[0, 1, 4, 5, 6], [0, 1, 2, 4, 5, 6, 7]]
     with pytest.raises(ValueError, match="validation is learned from"):
         run(told, SMALL, "validation", refit=True)
+
+
+def test_of_many_users_some_are_asked_for_a_choice_and_all_for_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Told):
+        def __init__(self) -> None:
+            super().__init__([6, 5, 4, 3, 2, 1])
+            self.places: list[list[int]] = []
+
+        def scores(self, data: LeaveOneOut, places: np.ndarray) -> np.ndarray:
+            self.places.append(places.tolist())
+            return super().scores(data, places)
+
+    item = np.arange(40) % 6
+    data, found = LeaveOneOut(item, np.arange(0, 41, 4), 6), []
+    monkeypatch.setattr(next_item, "MOST_JUDGED", 4)
+    for _ in range(2):
+        asked = Asked()
+        run(asked, data, "test")
+        found.append(asked.places)
+    assert found[0] == found[1], "the same users each time"
+    judged, test = found[0]
+    assert len(judged) == 4
+    assert judged == sorted(set(judged))
+    assert set(judged) < set(data.held("validation").tolist())
+    assert test == data.held("test").tolist()
+    monkeypatch.setattr(next_item, "MOST_JUDGED", 10)
+    asked = Asked()
+    run(asked, data, "test")
+    assert asked.places[0] == data.held("validation").tolist(), "as many as there are: all"
 
 
 def test_nobody_to_ask() -> None:

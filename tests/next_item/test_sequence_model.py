@@ -74,12 +74,25 @@ def test_training_stops_after_patience_and_keeps_the_best(world: Actions) -> Non
     assert not np.array_equal(model.scores(world.data, world.data.held("test")), vectors[1])
 
 
-def test_no_epoch_begins_when_the_time_is_up(world: Actions) -> None:
-    config = config_of(world, retrieval_epochs=4)
-    short, long = (SequenceModel(world, config, minutes=minutes) for minutes in (1e-9, 1e9))
-    for model in (short, long):
-        run(model, world.data, "test")
+def test_training_ends_when_the_time_is_up(world: Actions) -> None:
+    class Counter(Watch):
+        def __init__(self) -> None:
+            self.steps = 0
+
+        def step(self, actions: int) -> None:
+            self.steps += 1
+
+    config = config_of(world, retrieval_epochs=4, retrieval_batch=256)
+    counters = [Counter(), Counter()]
+    short, long = (
+        SequenceModel(world, config, watch=counter, minutes=minutes)
+        for counter, minutes in zip(counters, (1e-9, 1e9), strict=True)
+    )
+    found = [run(model, world.data, "test") for model in (short, long)]
     assert (len(short.chosen.epochs), len(long.chosen.epochs)) == (1, 4)
+    assert counters[0].steps == 1, "the first epoch ended where it was"
+    assert counters[1].steps > 4, "canary: an epoch has several steps"
+    assert found[0].settled["epochs"] == 1, "what was learned until then counts"
 
 
 def test_histories_are_as_long_as_configured(world: Actions) -> None:

@@ -6,7 +6,7 @@
 - Items that the user had before are filtered, but never the one that is asked for (`seen="keep"` filters none).
 - Ties by place in the catalogue, the lower first (`metrics.rank_of`).
 - Learned from: what lies before validation; with `refit`, validation too. What a recommender chooses, it chooses by
-  NDCG@10 on validation, fitted to what lies before it.
+  NDCG@10 on validation, fitted to what lies before it; of more than 50,000 users it asks as many, drawn once.
 
 `NextItem` is what a recommender offers; `run` asks one. All metrics are made from the rank of what was asked for, so
 that users can be cut into segments, and recommenders compared user by user, afterwards.
@@ -38,6 +38,9 @@ LEAST = 3
 """Actions of a user who is asked: one to learn from, one for validation, one for the test."""
 CHOSEN_AT = 10
 """Whatever is chosen is chosen by NDCG at this place, on validation."""
+MOST_JUDGED = 50_000
+"""Users who are asked for a choice: asking millions would take longer than an epoch, and say the same. The standard
+error of NDCG@10 is at most .0022 then."""
 # Scores at once: 64 MB of float32.
 AT_ONCE = 2**24
 # The most popular items that are no long tail, as a share of the catalogue.
@@ -155,6 +158,8 @@ def run(
     if not len(data.held(split)):
         raise ValueError(f"no user has {LEAST} actions: nobody can be asked")
     validation = data.held("validation")
+    if len(validation) > MOST_JUDGED:
+        validation = np.sort(np.random.default_rng(0).choice(validation, MOST_JUDGED, replace=False))
 
     def judge() -> float:
         return float(ndcg(ranks_of(recommender.scores, data, validation, seen=seen), CHOSEN_AT).mean())

@@ -55,8 +55,7 @@ RULES: dict[str, Rules] = {
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is wanted. changes: a configuration whose `features`, `model` and `train` lie over the preset; resume: a
-    folder for checkpoints; minutes of training after which no further epoch begins; large: the larger setting; first:
-    the seed to begin with."""
+    folder for checkpoints; minutes of training at most; large: the larger setting; first: the seed to begin with."""
 
     split: Split = "test"
     ks: tuple[int, ...] = (10, 5)

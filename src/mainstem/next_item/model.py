@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,7 @@ AT_ONCE = 128
 
 class SequenceModel:
     """`actions` learned by the towers as `config` says. checkpoints: where a killed run goes on; None: nowhere. minutes
-    of training after which no further epoch begins. average: the share that the average of the weights over epochs,
+    of training, after which an epoch ends where it is. average: the share that the average of the weights over epochs,
     which is what scores come from, keeps of itself with each; 0: the newest weights alone."""
 
     name = "mainstem"
@@ -113,19 +114,26 @@ class SequenceModel:
         return run
 
     def _over(self, run: Run, most: int, *, judged: bool) -> bool:
-        if judged and (len(run.epochs) - run.best >= self.config.train.patience or run.seconds >= 60 * self.minutes):
+        if judged and (len(run.epochs) - run.best >= self.config.train.patience or self._late(run.seconds)):
             return True
         return len(run.epochs) >= most
+
+    def _late(self, seconds: float) -> bool:
+        return seconds >= 60 * self.minutes
 
     def _epoch(
         self, run: Run, trainer: RetrievalTrainer, rows: Ints, rng: np.random.Generator,
         judge: Callable[[], float] | None,
     ) -> None:  # fmt: skip
         began, losses, counts = time.monotonic(), list[float](), list[int]()
-        for loss, count in trainer.epoch(rows, rng, len(run.epochs)):
-            losses.append(loss)
-            counts.append(count)
-            self.watch.step(count)
+        with closing(trainer.epoch(rows, rng, len(run.epochs))) as steps:
+            for loss, count in steps:
+                losses.append(loss)
+                counts.append(count)
+                self.watch.step(count)
+                # of a large set one epoch may take more than all the time there is
+                if judge is not None and self._late(run.seconds + time.monotonic() - began):
+                    break
         learned = learned_by(trainer)
         run.average = averaged(run.average, learned, self.average)
         seconds = run.seconds + time.monotonic() - began

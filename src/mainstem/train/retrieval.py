@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -133,8 +133,9 @@ class RetrievalTrainer:
         adam = self.learner.adam
         adam.load_state_dict(adam.state_dict())  # which brings the state to where the weights are
 
-    def epoch(self, rows: Ints, rng: np.random.Generator, number: int = 0) -> Iterator[tuple[float, int]]:
+    def epoch(self, rows: Ints, rng: np.random.Generator, number: int = 0) -> Generator[tuple[float, int], None, None]:
         """One pass over these positives, in random order; yields each step's loss and how many positives it had.
+        Who ends it early closes it.
 
         rows: places, rising. number: of the epoch, which `windows` of histories take turns by.
         """
