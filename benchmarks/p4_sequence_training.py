@@ -1,16 +1,16 @@
 """P4: how soon does training reach what RecTools' and RecBole's SASRec reach in half an hour? Next item, validation.
 
-Each peer trains for `--minutes` at our width, blocks, heads, history and dropout, on one thread as we do. Where ours has
-the whole softmax they have it; where ours draws negatives RecTools draws 256 a position, as published runs of it do, and
-RecBole, which draws one or none, has the whole. They answer validation, and the better of a peer's best epoch (by its
-own figure there) and its last counts.
+Each peer trains for `--minutes` at our width, blocks, heads, history and dropout, on one thread as we do. Where ours
+has the whole softmax they have it; where ours draws negatives RecTools draws 256 a position, as published runs of it
+do, and RecBole, which draws one or none, has the whole. They answer validation, and the better of a peer's best epoch
+(by its own figure there) and its last counts.
 
-Then ours trains once, by the one setting of next_item.py. It is looked at after every `--every` seconds of training, by
-its newest weights, and after each epoch, by their average, until it is as good as the better peer in NDCG@10, which our
-code computes for all. Seconds are of training alone: ours and RecBole's without what asking validation takes, RecTools'
-with the loss on validation that it computes after each epoch. The `ratio` is ours by the peer's, the worst of the
-peers'; each has a part of its own. 0.1 is the goal. Where ours ends below a peer there is no ratio, the goal is not met,
-and what was reached is kept. One seed: the time is what is asked for.
+Then ours trains once, by the one setting of next_item.py. It is looked at after every `--every` seconds of training,
+by its newest weights, and after each epoch, by their average, until it is as good as the better peer in NDCG@10, which
+our code computes for all. Seconds are of training alone: ours and RecBole's without what asking validation takes,
+RecTools' with the loss on validation that it computes after each epoch. The `ratio` is ours by the peer's, the worst
+of the peers'; each has a part of its own. 0.1 is the goal. Where ours ends below a peer there is no ratio, the goal is
+not met, and what was reached is kept. One seed: the time is what is asked for.
 
 The peers live in environments of their own: pip install 'rectools[torch]'; pip install recbole 'numpy<2' 'pandas<2.3'
 'scipy<1.12' 'setuptools<81'. `--resume` keeps what they answered: no peer is asked the same again.
