@@ -101,7 +101,8 @@ def p4_sequence_training(plt: Any, result: Result) -> Any:
         color, peer = ARMS[1 + place], part["peer"]
         axis.axhline(peer["ndcg"], color=color, linewidth=1, linestyle=(0, (3, 2)))
         axis.plot(peer["seconds"], peer["ndcg"], MARKERS[1 + place], color=color, markersize=8, label=name)
-    axis.set(xlabel="seconds of training, one thread", ylabel="NDCG@10, validation", xlim=(0, None), ylim=(0, None))
+    axis.set(xlabel="seconds of training, one thread", ylabel="NDCG@10, validation", xscale="log", ylim=(0, None))
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.legend(loc="lower right")
     of = result["name"].removeprefix("p4_sequence_training_")
     axis.set_title(f"{of}: how soon training is as good")
