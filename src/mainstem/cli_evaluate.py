@@ -75,7 +75,7 @@ Resume = Annotated[
     Path | None, _next("folder for checkpoints and answers; after a kill the same command goes on there")
 ]
 Minutes = Annotated[
-    float | None, _next("of training at most, asking validation apart; the best epoch so far counts, the last is cut")
+    float | None, _next("of each training at most, without asking validation: its last epoch is cut, its best counts")
 ]
 Large = Annotated[bool, _next("the larger setting, 256 wide with 8 layers: for a GPU (train.device)")]
 Plot = Annotated[Path | None, _next("HTML file for bar charts of it all")]

@@ -34,7 +34,7 @@ AT_ONCE = 128
 
 class SequenceModel:
     """`actions` learned by the towers as `config` says. checkpoints: where a killed run goes on; None: nowhere. minutes
-    of training, after which an epoch ends where it is. average: the share that the average of the weights over epochs,
+    of each fit, after which an epoch ends where it is. average: the share that the average of the weights over epochs,
     which is what scores come from, keeps of itself with each; 0: the newest weights alone."""
 
     name = "mainstem"
@@ -114,9 +114,9 @@ class SequenceModel:
         return run
 
     def _over(self, run: Run, most: int, *, judged: bool) -> bool:
-        if judged and (len(run.epochs) - run.best >= self.config.train.patience or self._late(run.seconds)):
+        if len(run.epochs) >= most or self._late(run.seconds):
             return True
-        return len(run.epochs) >= most
+        return judged and len(run.epochs) - run.best >= self.config.train.patience
 
     def _late(self, seconds: float) -> bool:
         return seconds >= 60 * self.minutes
@@ -132,7 +132,7 @@ class SequenceModel:
                 counts.append(count)
                 self.watch.step(count)
                 # of a large set one epoch may take more than all the time there is
-                if judge is not None and self._late(run.seconds + time.monotonic() - began):
+                if self._late(run.seconds + time.monotonic() - began):
                     break
         learned = learned_by(trainer)
         run.average = averaged(run.average, learned, self.average)
