@@ -173,6 +173,9 @@ def main() -> None:
     if args.rectools_python:
         found = replace(found, outcomes={**found.outcomes, SASREC: foreign(args.rectools_python, actions, asked)})
     Console(stderr=True, width=160).print(*found.tables())
+    if OURS not in found.outcomes:
+        say(f"no result without {OURS}; with --resume the answers of the others are kept")
+        return
     whole = (
         args.users == 1.0 and args.seeds >= 3 and args.first == 0 and args.config is None and args.only == list(SYSTEMS)
     )

@@ -241,13 +241,13 @@ def _set(name: str, result: dict[str, Any]) -> str:
 
 
 def _where(result: dict[str, Any]) -> str:
-    """How long it took and on what; trainings on a card may have been elsewhere, and several at once."""
+    """On what; trainings on a card may have been elsewhere, and several at once."""
     machine = result["machine"]
     here = f"on {machine['processor']}, {machine['cores']} cores"
     settled = [each for row in result["found"]["systems"].values() for each in row.get("settled", ())]
     cards = sorted({each["on"] for each in settled if each.get("on", "the processor") != "the processor"})
     if not cards:
-        return f"in {result['seconds_of_all']:,.0f} s {here}"
+        return here
     return f"on {' and '.join(cards)}, which its trainings shared, the others {here}"
 
 
