@@ -141,7 +141,7 @@ def _system(name: str, actions: Actions, asked: Asked, config: Config, seed: int
     checkpoints = None
     if asked.resume is not None:
         checkpoints = Checkpoints(asked.resume, seed, identity(actions, config, asked))
-    display = TrainingDisplay(show, say, f"{OURS}, seed {seed}")
+    display = TrainingDisplay(show, say, f"{OURS}, seed {seed}", asked.minutes)
     return SequenceModel(actions, config, checkpoints, display, asked.minutes)
 
 
