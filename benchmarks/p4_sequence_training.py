@@ -52,18 +52,18 @@ LENGTH = {"amazon-beauty": 50}  # of the peers' histories, which they pad: what 
 
 @dataclass(frozen=True)
 class Peer:
-    """A SASRec that `script` trains. draws: whether it can draw negatives, so many a position; more: what it is told
-    besides what all are told."""
+    """A SASRec that `script` trains. negatives: so many a position it draws where ours draws; 0: it cannot; more: what
+    it is told besides what all are told."""
 
     name: str
     script: Path
-    draws: int = 0
+    negatives: int = 0
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
 PEERS = {
     "rectools": Peer(
-        "RecTools SASRec", Path(__file__).parent / "_rectools_sasrec.py", draws=256,
+        "RecTools SASRec", Path(__file__).parent / "_rectools_sasrec.py", negatives=256,
         more={"--ask": "validation", "--epochs": 10_000, "--patience": 10_000},
     ),
     "recbole": Peer("RecBole SASRec", Path(__file__).parent / "_recbole_sasrec.py"),
@@ -144,7 +144,9 @@ def judged(data: LeaveOneOut, scores: Any, seen: Seen) -> float:
 def words(peer: Peer, name: str, items: int, config: Config, minutes: float) -> list[str]:
     """What a peer's script is told of a set with so many items."""
     history = config.model.history
-    drawn = {"--negatives": peer.draws if items > config.train.retrieval.full_up_to else 0} if peer.draws else {}
+    drawn = (
+        {"--negatives": peer.negatives if items > config.train.retrieval.full_up_to else 0} if peer.negatives else {}
+    )
     told = {
         "--minutes": minutes, "--factors": config.model.dim, "--blocks": history.layers, "--heads": history.heads,
         "--length": LENGTH.get(name, 200), "--dropout": history.dropout, **drawn, **peer.more,

@@ -34,7 +34,7 @@ SURFACE = (
     "learning",
     "serve",
     "datasets",
-    "first_slates",
+    "warmup",
     "loop",
     "canvas_evaluation",
     "calibration_evaluation",

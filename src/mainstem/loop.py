@@ -17,7 +17,6 @@ from types import TracebackType
 
 from mainstem import curriculum
 from mainstem.assemble import Parts, assemble
-from mainstem.first_slates import answer_first
 from mainstem.schema.config import Config
 from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.ids import key64
@@ -26,6 +25,7 @@ from mainstem.schema.protocols import Appended
 from mainstem.schema.records import Degraded, Entity, LogRecord, Slate, SlateRequest
 from mainstem.schema.time import now_ms, parse_duration
 from mainstem.train import TrainingReport
+from mainstem.warmup import warm_up
 
 __all__ = ["Loop"]
 
@@ -58,7 +58,7 @@ class Loop:
                 for keeper in self.parts.keepers.values():
                     keeper.start()
                 try:
-                    answer_first(self.parts, config)
+                    warm_up(self.parts, config)
                 except Exception:  # noqa: BLE001 - it only saves time: whoever asks is told what fails
                     _log.exception("the first slates failed, so the first requests will take longer")
             undo.pop_all()

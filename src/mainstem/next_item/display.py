@@ -24,8 +24,6 @@ class TrainingDisplay(Watch):
         self.stage = f"{self.name}, {'to the end' if stage == 'refit' else 'training'}"
         self.most, self.patience, self.actions = most, patience, actions
         self.judged = stage != "refit"
-        self.before, self.began = run.seconds, time.monotonic()
-        self.done = len(run.epochs) * actions
         if run.epochs:
             self.say(f"{self.stage}: {'was over' if run.over else 'goes on'} after epoch {len(run.epochs)}")
         self._draw(run)
@@ -38,8 +36,6 @@ class TrainingDisplay(Watch):
 
     def epoch(self, run: Run) -> None:
         self.say(f"{self.stage}: {told(run)}")
-        self.done = len(run.epochs) * self.actions
-        self.before, self.began = run.seconds, time.monotonic()
         self._draw(run)
 
     def _within(self, total: int) -> int:
@@ -48,6 +44,8 @@ class TrainingDisplay(Watch):
         return total if self.limit == math.inf or not spent else max(min(total, int(self.done / spent * self.limit)), 1)
 
     def _draw(self, run: Run) -> None:
+        self.done = len(run.epochs) * self.actions
+        self.before, self.began = run.seconds, time.monotonic()
         epochs = self.most
         if run.over:
             epochs = len(run.epochs)

@@ -1,4 +1,4 @@
-"""Slates that a server asks of itself before anybody else does, not for the record.
+"""Warm-up: slates that a server asks of itself before anybody else does, not for the record.
 
 What is compiled and mapped on first use takes longer than a request may wait, in a new installation by far.
 """
@@ -14,7 +14,7 @@ from mainstem.schema.position import Position
 from mainstem.schema.protocols import Log
 from mainstem.schema.records import Context, Event, SlateRequest
 
-__all__ = ["answer_first"]
+__all__ = ["warm_up"]
 
 # The most that each may take, ms; seconds to wait for the state before them; and records before the end of the log
 # among which somebody to ask for is looked for.
@@ -22,7 +22,7 @@ DEADLINE_MS, WAIT = 60_000.0, 10.0
 LOOK_BACK = 1_000
 
 
-def answer_first(parts: Parts, config: Config) -> None:
+def warm_up(parts: Parts, config: Config) -> None:
     """Let a running follower catch up for a while, then answer on every canvas, for the newest user and entity."""
     parts.follower.wait_for(parts.log.end(), WAIT)
     for context in _contexts(parts, config):
