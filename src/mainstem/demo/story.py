@@ -86,11 +86,12 @@ class Demo:
                     f"serving at [link={server.url}/docs]{server.url}[/link], learning from what comes in",
                     highlight=False,
                 )
+                before = store.place("main")
                 results = self._replay(replay, client, split, trainer)
                 sides = replay.compared.summary()
                 compared = {SIDES[0]: sides[SIDES[0]], SIDES[1]: sides["baselines"][SIDES[1]]}
                 summary = {**results.summary(), "compared": compared, "seconds": round(time.monotonic() - began, 1)}
-                self._tell(replay, results, split)
+                self._tell(replay, results, split, learned=store.place("main") != before)
                 if stay:
                     self._leave_running(server, split)
         return summary
@@ -161,7 +162,7 @@ class Demo:
             self.console.print(f"[yellow]{times:,} slates said: {what}", highlight=False)
         return replay.results
 
-    def _tell(self, replay: Replay, results: Results, split: Split) -> None:
+    def _tell(self, replay: Replay, results: Results, split: Split, *, learned: bool) -> None:
         report = write_html(
             self.folder / "report.html",
             results,
@@ -174,6 +175,12 @@ class Demo:
         self.console.print(final_table(results))
         each = "every basket" if COMPARED == 1 else f"every {COMPARED}th basket"
         self.console.print(final_table(replay.compared, f"The same model, learning and frozen ({each})"))
+        if not learned:
+            self.console.print(
+                f"[yellow]while the replay ran, the trainer published nothing, so the two are one model: had it too little "
+                f"of the processor? What it says is in {self.folder / 'trainer.log'}",
+                highlight=False,
+            )
         self.console.print(f"report with plots: {report.resolve()}", highlight=False)
 
     def _leave_running(self, server: ServerProcess, split: Split) -> None:
