@@ -9,7 +9,8 @@ RecTools' SASRec runs in an environment of its own, `pip install 'rectools[torch
 ranks. A run that was killed goes on from `--resume`, where with `--at-once` each seed trains in a process of its own.
 
     python benchmarks/next_item.py amazon-beauty [--seeds 3] [--refit] [--resume FOLDER] [--config FILE]
-        [--only mainstem] [--rectools-python FILE] [--users 0.1] [--large] [--device cuda] [--at-once]
+        [--only mainstem] [--rectools-python FILE [--rectools-minutes 10]] [--users 0.1] [--large] [--device cuda]
+        [--at-once]
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Foreign:
 
     name = SASREC
 
-    def __init__(self, python: str, seed: int) -> None:
-        self.python, self.seed, self.seconds = python, seed, 0.0
+    def __init__(self, python: str, seed: int, minutes: float) -> None:
+        self.python, self.seed, self.minutes, self.seconds = python, seed, minutes, 0.0
         self.peak_gib = 0.0
         self._folder = tempfile.TemporaryDirectory()
         self._told: dict[str, Any] = {}
@@ -68,7 +69,8 @@ class Foreign:
             folder / "actions.npz", item=data.item, offsets=data.offsets, items=data.items, learned=learned,
             validation=data.held("validation"), test=data.held("test"), seed=self.seed,
         )  # fmt: skip
-        subprocess.run([self.python, str(SCRIPT), str(folder)], check=True, stdout=sys.stderr)
+        bound = ["--minutes", str(self.minutes)]
+        subprocess.run([self.python, str(SCRIPT), str(folder), *bound], check=True, stdout=sys.stderr)
         facts = np.load(folder / "facts.npz")
         self.seconds = float(facts["seconds"])
         self.peak_gib = float(facts["peak_gib"])
@@ -85,11 +87,11 @@ class Foreign:
         return self._told
 
 
-def foreign(python: str, actions: Actions, asked: Asked) -> list[Outcome]:
+def foreign(python: str, minutes: float, actions: Actions, asked: Asked) -> list[Outcome]:
     found = []
     for seed in range(asked.seeds):
         say(f"{SASREC}, seed {seed}")
-        peer = Foreign(python, seed)
+        peer = Foreign(python, seed, minutes)
         found.append(replace(run(peer, actions.data, "test", seen=asked.rules.seen), peak_gib=peer.peak_gib))
     return found
 
@@ -149,6 +151,9 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="folder for checkpoints")
     parser.add_argument("--minutes", type=float, default=math.inf, help="of training at most")
     parser.add_argument("--rectools-python", help="the interpreter of an environment with rectools[torch]")
+    parser.add_argument(
+        "--rectools-minutes", type=float, default=math.inf, help="of its training at most, where no patience ends it"
+    )
     parser.add_argument("--large", action="store_true", help="the larger setting")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="where the networks compute")
     parser.add_argument("--at-once", action="store_true", help="each seed in a process of its own; needs --resume")
@@ -171,7 +176,8 @@ def main() -> None:
     with stages() as show:
         found = compare(actions, asked, show, say)
     if args.rectools_python:
-        found = replace(found, outcomes={**found.outcomes, SASREC: foreign(args.rectools_python, actions, asked)})
+        other = foreign(args.rectools_python, args.rectools_minutes, actions, asked)
+        found = replace(found, outcomes={**found.outcomes, SASREC: other})
     Console(stderr=True, width=160).print(*found.tables())
     if OURS not in found.outcomes:
         say(f"no result without {OURS}; with --resume the answers of the others are kept")
@@ -183,6 +189,9 @@ def main() -> None:
     refit = " --refit" if args.refit else ""
     more = (" --large" if args.large else "") + (f" --device {args.device}" if args.device != "cpu" else "")
     more += " --at-once --resume FOLDER" if args.at_once else ""
+    if args.rectools_python:
+        bound_of = f" --rectools-minutes {args.rectools_minutes:g}" if args.rectools_minutes < math.inf else ""
+        more += f" --rectools-python PYTHON{bound_of}"
     command = f"python benchmarks/next_item.py {args.dataset} --seeds {args.seeds}{refit}{bound}{more}"
     name = kept_as(args.dataset, large=args.large, on_gpu=wants_gpu(args.device))
     report(args.dataset, name, found, command, time.monotonic() - began, keep=whole)

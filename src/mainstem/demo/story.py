@@ -177,8 +177,8 @@ class Demo:
         self.console.print(final_table(replay.compared, f"The same model, learning and frozen ({each})"))
         if not learned:
             self.console.print(
-                f"[yellow]while the replay ran, the trainer published nothing, so the two are one model: had it too little "
-                f"of the processor? What it says is in {self.folder / 'trainer.log'}",
+                f"[yellow]while the replay ran, the trainer published nothing, so the two are one model: had it too "
+                f"little of the processor? What it says is in {self.folder / 'trainer.log'}",
                 highlight=False,
             )
         self.console.print(f"report with plots: {report.resolve()}", highlight=False)

@@ -16,6 +16,7 @@ from torch import nn
 
 from mainstem.models.history import HistoryEncoder, Pooling, Transformer
 from mainstem.models.history.event_input import EventInput
+from mainstem.models.history.rotary import turns
 from mainstem.models.history.transformer import Block
 from mainstem.models.numpy_layers import Linear, Norm, array, sigmoid
 
@@ -23,6 +24,7 @@ __all__ = ["Correction", "NumpyHistory", "Past", "has_numpy", "numpy_history"]
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Turns = NDArray[np.complex64]
 
 
 class Past(NamedTuple):
@@ -93,15 +95,16 @@ class NumpyTransformer:
     """`Transformer`."""
 
     def __init__(self, encoder: Transformer) -> None:
-        self._input, self._position = _Input(encoder.input), array(encoder.position)
+        self._input = _Input(encoder.input)
         self._blocks = [_Block(cast(Block, block)) for block in encoder.blocks]
+        self._head = encoder.config.width // encoder.config.heads
 
     def __call__(self, past: Past) -> Floats:
         x, m = self._input(past), len(past.bodies)
-        x = x + self._position[np.minimum(np.arange(m - 1, -1, -1), len(self._position) - 1)]
+        by = turns(m, self._head).astype(np.complex64)
         for block in self._blocks[:-1]:
-            x = block(x, m)
-        newest: Floats = self._blocks[-1](x, 1)[0] if self._blocks else x[-1]
+            x = block(x, m, by)
+        newest: Floats = self._blocks[-1](x, 1, by)[0] if self._blocks else x[-1]
         return newest
 
 
@@ -138,9 +141,9 @@ class _Block:
         self._forward_norm, self._forward_gate = Norm(block.forward_norm), Linear(block.forward_gate)
         self._forward_in, self._forward_out = Linear(block.forward_in), Linear(block.forward_out)
 
-    def __call__(self, x: Floats, newest: int) -> Floats:
-        """What the `newest` last events become: [newest, width], from x [m, width]."""
-        mixed = self._attention_out(self._attend(self._attention_norm(x), newest))
+    def __call__(self, x: Floats, newest: int, by: Turns) -> Floats:
+        """What the `newest` last events become: [newest, width], from x [m, width]; by: `turns` of m places."""
+        mixed = self._attention_out(self._attend(self._attention_norm(x), newest, by))
         x = x[-newest:]
         x = x + sigmoid(self._attention_gate(x)) * mixed
         gate, content = np.split(self._forward_in(self._forward_norm(x)), 2, axis=-1)
@@ -148,10 +151,12 @@ class _Block:
         out: Floats = x + sigmoid(self._forward_gate(x)) * branch
         return out
 
-    def _attend(self, x: Floats, newest: int) -> Floats:
+    def _attend(self, x: Floats, newest: int, by: Turns) -> Floats:
         m, width = x.shape
         shape = (m, 3, self._heads, width // self._heads)
-        query, key, value = self._query_key_value(x).reshape(shape).transpose(1, 2, 0, 3)  # [heads, m, d] each
+        made = self._query_key_value(x).reshape(shape)
+        made.view(np.complex64)[:, :2] *= by[:, None, None]
+        query, key, value = made.transpose(1, 2, 0, 3)  # [heads, m, d] each
         scores = query[:, -newest:] @ key.transpose(0, 2, 1) / np.float32(math.sqrt(shape[-1]))
         if newest > 1:
             scores[:, np.arange(m) > np.arange(m - newest, m)[:, None]] = -np.inf

@@ -296,7 +296,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
-        if problems := [*self._heads_fit(), *self._canvases_fit(), *self._features_fit(), *self._crosses_fit()]:
+        fits = (self._heads_fit, self._canvases_fit, self._features_fit, self._crosses_fit, self._history_fits)
+        if problems := [problem for fit in fits for problem in fit()]:
             raise Mismatch(problems)
         return self
 
@@ -337,6 +338,14 @@ class Config(Section):
     def _crosses_fit(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for path, text in self.model.ranking.wide.unknown(self.categories()):
             yield ("model", "ranking", "wide", *path), text
+
+    def _history_fits(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        dim, history = self.model.dim, self.model.history
+        # rotary positions turn numbers in pairs
+        step = {"pooling": 1, "transformer": 2 * history.heads, "hstu": history.heads}[history.encoder]
+        if dim % step:
+            said = f"model.dim is {dim}, for {history.encoder} it must be a multiple of {step}"
+            yield ("model", "history", "heads"), said
 
     def categories(self) -> tuple[str, ...]:
         """The category attributes of every entity type, each once."""

@@ -38,7 +38,7 @@ class HistoryConfig(Section):
     """Latest events that are read; `features.history`, what serving keeps, where that is less."""
     layers: int = Field(default=2, ge=1, le=32)
     heads: int = Field(default=2, ge=1, le=64)
-    """Attention heads; `model.dim` must be a multiple of them."""
+    """Attention heads; `model.dim` must be a multiple of them, for `transformer` an even one."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     windows: Literal["sessions", "last", "sliding", "mixed"] = "sessions"
     """How an epoch goes over the past: session by session, each with what lay before it; or user by user, a window of

@@ -106,9 +106,7 @@ def encoder_config(config: Config) -> EncoderConfig:
         return PoolingConfig(dim=dim, interest=tuple(interest.values()))
     events = EventConfig(dim, len(interest), 1 + len(config.canvases), query_time=chosen.query_time)
     if chosen.encoder == "transformer":
-        return TransformerConfig(
-            events, dim, chosen.layers, chosen.heads, 4 * dim, positions=config.history_length(), dropout=chosen.dropout
-        )
+        return TransformerConfig(events, dim, chosen.layers, chosen.heads, 4 * dim, dropout=chosen.dropout)
     return HSTUConfig(
         events, dim, chosen.layers, chosen.heads, positions=config.history_length(), dropout=chosen.dropout
     )

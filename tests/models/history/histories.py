@@ -22,7 +22,7 @@ from mainstem.models.history import (
 )
 from mainstem.models.history.packing import SPREAD
 
-DIM, ACTIONS, CANVASES = 6, 3, 2
+DIM, ACTIONS, CANVASES = 4, 3, 2
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=8)
 
 TIMED = EventConfig(dim=DIM, actions=ACTIONS, canvases=CANVASES)
@@ -47,7 +47,7 @@ def encoder(name: str, *, spread: float = SPREAD, width: int = 8, layers: int = 
     if kind == "pooling":
         return Pooling(PoolingConfig(dim=dim, interest=(1.0,) * ACTIONS, half_lives=(20_000, 2_000), hidden=8))
     if kind == "transformer":
-        return Transformer(TransformerConfig(events, width, layers, hidden=2 * width, positions=7, spread=spread))
+        return Transformer(TransformerConfig(events, width, layers, hidden=2 * width, spread=spread))
     return HSTU(HSTUConfig(events, width, layers, positions=7, spread=spread))
 
 

@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainstem.models.history import HSTU, EventConfig, Histories, HSTUConfig, Transformer, TransformerConfig
+from mainstem.models.history.rotary import turns
 
 each = pytest.mark.parametrize("name", ENCODERS)
 some = settings(max_examples=15, deadline=None)
@@ -166,14 +167,12 @@ def test_time_matters_to_those_that_know_it(name: str) -> None:
     assert (of_query > 1e-3).tolist() == [("query" in name)] * 2
 
 
-def test_beginnings_of_a_history_stand_as_they_are_in_hstu_but_not_in_the_transformer() -> None:
+@pytest.mark.parametrize("name", ["hstu", "transformer", "pooling"])
+def test_the_beginning_of_a_history_stands_as_it_is(name: str) -> None:
     histories = batch([9])
     beginning = piece(histories, slice(0, 1), 0, 4)
-    made = shaken("hstu")
+    made = shaken(name)
     torch.testing.assert_close(made(beginning), made(histories)[:4])
-    # what its docstring says: positions count from the newest event
-    made = shaken("transformer")
-    assert not torch.allclose(made(beginning), made(histories)[:4])
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
@@ -211,6 +210,10 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match="multiple of heads"):
             refused()
+    with pytest.raises(ValueError, match="even"):
+        Transformer(TransformerConfig(TIMED, 6, heads=2))
+    with pytest.raises(ValueError, match="even"):
+        turns(5, 3)
 
 
 def test_gaps_and_times_of_asking_stay_within_their_history() -> None:

@@ -6,10 +6,10 @@ an epoch reads. An encoder is built from one config.
 | encoder | reads | order | time | cost of a history of n events |
 |---|---|---|---|---|
 | `Pooling` | rows, action | only through time | as decay | n |
-| `Transformer` | all | positions from the newest | gaps at the input | n^2 |
+| `Transformer` | all | relative, by rotation | gaps at the input | n^2 |
 | `HSTU` | all | relative | gaps at the input and between all pairs | n^2, in memory too |
 
-Rows come in gathered (law 7); the encoders own only small vocabularies: actions, canvases, positions, buckets of time.
+Rows come in gathered (law 7); the encoders own only small vocabularies: actions, canvases, distances, buckets of time.
 """
 
 from mainstem.models.history.batch import Histories

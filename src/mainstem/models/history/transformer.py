@@ -3,7 +3,7 @@
 Kang & McAuley 2018, "Self-Attentive Sequential Recommendation" (SASRec); Borisyuk et al. 2025, "From Features to
 Transformers: Redefining Ranking for Scalable Impact" (LiGR: learned gates on the residual branches); Tikhonovich et
 al. 2025, "eSASRec: Enhancing Transformer-based Recommendations in a Modular Fashion" (SASRec with these blocks, SwiGLU
-in them).
+in them). Positions are rotary (`rotary`), where SASRec adds an embedding of each place.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ from torch.nn import functional
 
 from mainstem.models.history.batch import Histories
 from mainstem.models.history.encoder import HistoryEncoder
-from mainstem.models.history.event_input import INIT, EventConfig, EventInput
+from mainstem.models.history.event_input import EventConfig, EventInput
 from mainstem.models.history.packing import SPREAD, Packing
+from mainstem.models.history.rotary import turned, turns
 
 __all__ = ["Block", "Transformer", "TransformerConfig"]
 
 
 @dataclass(frozen=True, slots=True)
 class TransformerConfig:
-    """width: of the states, a multiple of heads. hidden: of each feed-forward layer. positions: places from the newest
-    that have an embedding of their own; older events share the last. dropout: of the input and of each branch.
-    spread: see `Packing.of`; math.inf is the plain padded path."""
+    """width: of the states, an even multiple of heads. hidden: of each feed-forward layer. dropout: of the input and of
+    each branch. spread: see `Packing.of`; math.inf is the plain padded path."""
 
     events: EventConfig
     width: int = 64
     layers: int = 2
     heads: int = 2
     hidden: int = 256
-    positions: int = 200
     dropout: float = 0.0
     spread: float = SPREAD
 
@@ -41,17 +40,16 @@ class TransformerConfig:
 class Transformer(HistoryEncoder):
     """Pre-norm blocks over packed events; attention over groups of like length.
 
-    Positions count from the newest event of the batch's history, which serving always asks at position 0. So a state
-    in the middle of a history knows how many events follow it, as in SASRec, though nothing of what they are.
+    The states of a history's beginning are those of the whole history: what is learned in the middle of one, where
+    others follow, is what serving asks at its end.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config.width)
-        if config.width % config.heads:
-            raise ValueError(f"width {config.width} must be a multiple of heads {config.heads}")
+        if config.width % (2 * config.heads):
+            raise ValueError(f"width {config.width} must be an even multiple of heads {config.heads}")
         self.config = config
         self.input = EventInput(config.events, config.width, config.dropout)
-        self.position = nn.Parameter(torch.randn(config.positions, config.width) * INIT)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
     def forward(self, histories: Histories) -> Tensor:
@@ -59,21 +57,17 @@ class Transformer(HistoryEncoder):
         states: Tensor = self.input(histories)
         if not len(states):
             return states
-        states = states + self.position.index_select(0, self._from_newest(histories.offsets))
         packing = Packing.of(histories.offsets, self.config.spread)
+        table = turns(int(histories.offsets.diff().max()), self.config.width // self.config.heads)
+        by = torch.from_numpy(table).to(states.device, states.dtype.to_complex())
         for block in self.blocks:
-            states = block(states, packing)
+            states = block(states, packing, by)
         return states
-
-    def _from_newest(self, offsets: Tensor) -> Tensor:
-        """How many events of its own history follow each event: int64 [t], at most positions - 1."""
-        lengths = offsets.diff()
-        ends = torch.repeat_interleave(offsets[1:], lengths)
-        return (ends - 1 - torch.arange(len(ends), device=offsets.device)).clamp(max=self.config.positions - 1)
 
 
 class Block(nn.Module):
-    """x + sigmoid(W x) * branch(norm(x)), for attention and then for SwiGLU. x [t, width] -> [t, width]."""
+    """x + sigmoid(W x) * branch(norm(x)), for attention and then for SwiGLU. x [t, width] -> [t, width]; by: what
+    `turns` says of the places of a history."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -86,8 +80,8 @@ class Block(nn.Module):
         self.forward_out = nn.Linear(config.hidden, width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        branch = self._attend(self.attention_norm(x), packing)
+    def forward(self, x: Tensor, packing: Packing, by: Tensor) -> Tensor:
+        branch = self._attend(self.attention_norm(x), packing, by)
         x = x + self.attention_gate(x).sigmoid() * self.dropout(branch)
         # SwiGLU, Shazeer 2020, "GLU Variants Improve Transformer", equation 6
         gate, content = self.forward_in(self.forward_norm(x)).chunk(2, dim=-1)
@@ -95,10 +89,12 @@ class Block(nn.Module):
         out: Tensor = x + self.forward_gate(x).sigmoid() * self.dropout(branch)
         return out
 
-    def _attend(self, x: Tensor, packing: Packing) -> Tensor:
+    def _attend(self, x: Tensor, packing: Packing, by: Tensor) -> Tensor:
         groups = []
         for group in packing.split(self.query_key_value(x)):  # [n, length, 3 * width]
-            query, key, value = group.view(*group.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            query_key, value = torch.split(group.view(*group.shape[:2], 3, self.heads, -1), [2, 1], dim=2)
+            query_key = turned(query_key, by[: group.shape[1], None, None])
+            query, key, value = (part.transpose(1, 2) for part in (*query_key.unbind(2), value.squeeze(2)))
             mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
             groups.append(mixed.transpose(1, 2).flatten(2))  # [n, heads, length, d] -> [n, length, width]
         out: Tensor = self.attention_out(packing.join(groups))
