@@ -203,7 +203,7 @@ def main() -> None:
         trained = Trainer(config, source.catalog, kept).run(past)
         say(f"trained: {trained.seconds}")
         snapshot = kept.load("main", trained.version)
-        towers, _ = restore(snapshot, config, source.catalog)
+        towers, _, _ = restore(snapshot, config, source.catalog)
         model = model_of(towers, config, source.kinds, source.inputs, trained.version, source.catalog)
         model = replace(model, neighbourhoods=neighbourhoods.load(kept.neighbours, snapshot.manifest, config))
         with closing(features.open("memory://", config, source.catalog)) as store:

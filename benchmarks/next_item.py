@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from _sasrec import padded_length
 from bench import Bench, say
 from mainstem import datasets
 from mainstem.evaluate.comparison import Comparison
@@ -57,8 +59,8 @@ class Foreign:
 
     name = SASREC
 
-    def __init__(self, python: str, seed: int, minutes: float) -> None:
-        self.python, self.seed, self.minutes, self.seconds = python, seed, minutes, 0.0
+    def __init__(self, python: str, seed: int, told: Sequence[str]) -> None:
+        self.python, self.seed, self.words, self.seconds = python, seed, told, 0.0
         self.peak_gib = 0.0
         self._folder = tempfile.TemporaryDirectory()
         self._told: dict[str, Any] = {}
@@ -69,8 +71,7 @@ class Foreign:
             folder / "actions.npz", item=data.item, offsets=data.offsets, items=data.items, learned=learned,
             validation=data.held("validation"), test=data.held("test"), seed=self.seed,
         )  # fmt: skip
-        bound = ["--minutes", str(self.minutes)]
-        subprocess.run([self.python, str(SCRIPT), str(folder), *bound], check=True, stdout=sys.stderr)
+        subprocess.run([self.python, str(SCRIPT), str(folder), *self.words], check=True, stdout=sys.stderr)
         facts = np.load(folder / "facts.npz")
         self.seconds = float(facts["seconds"])
         self.peak_gib = float(facts["peak_gib"])
@@ -87,11 +88,11 @@ class Foreign:
         return self._told
 
 
-def foreign(python: str, minutes: float, actions: Actions, asked: Asked) -> list[Outcome]:
+def foreign(python: str, told: Sequence[str], actions: Actions, asked: Asked) -> list[Outcome]:
     found = []
     for seed in range(asked.seeds):
         say(f"{SASREC}, seed {seed}")
-        peer = Foreign(python, seed, minutes)
+        peer = Foreign(python, seed, told)
         found.append(replace(run(peer, actions.data, "test", seen=asked.rules.seen), peak_gib=peer.peak_gib))
     return found
 
@@ -176,7 +177,8 @@ def main() -> None:
     with stages() as show:
         found = compare(actions, asked, show, say)
     if args.rectools_python:
-        other = foreign(args.rectools_python, args.rectools_minutes, actions, asked)
+        words = ["--minutes", str(args.rectools_minutes), "--length", str(padded_length(args.dataset))]
+        other = foreign(args.rectools_python, words, actions, asked)
         found = replace(found, outcomes={**found.outcomes, SASREC: other})
     Console(stderr=True, width=160).print(*found.tables())
     if OURS not in found.outcomes:

@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from _sasrec import padded_length
 from bench import Bench, say
 from mainstem import datasets
 from mainstem.evaluate.next_item import LeaveOneOut, Seen, ndcg, ranks_of
@@ -47,7 +48,6 @@ from mainstem.next_item.runs import Run, Watch
 from mainstem.schema.config import Config
 
 GOAL = 0.1
-LENGTH = {"amazon-beauty": 50}  # of the peers' histories, which they pad: what the protocol says; ours packs them
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def words(peer: Peer, name: str, items: int, config: Config, minutes: float) -> 
     )
     told = {
         "--minutes": minutes, "--factors": config.model.dim, "--blocks": history.layers, "--heads": history.heads,
-        "--length": LENGTH.get(name, 200), "--dropout": history.dropout, **drawn, **peer.more,
+        "--length": padded_length(name), "--dropout": history.dropout, **drawn, **peer.more,
     }  # fmt: skip
     return [str(word) for pair in told.items() for word in pair]
 
