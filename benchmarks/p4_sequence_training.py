@@ -71,8 +71,8 @@ PEERS = {
 
 
 class Trained(msgspec.Struct, frozen=True):
-    """What a peer reached: NDCG@10 on validation, after so many seconds and epochs of training. first: its best epoch's
-    and its last's NDCG@10."""
+    """What a peer reached: NDCG@10 on validation, after so many seconds and epochs of training. best_and_last: its
+    best epoch's and its last's NDCG@10. earlier: whether it was asked in a run before, and its answer kept."""
 
     ndcg: float
     best_and_last: tuple[float, float]
@@ -80,6 +80,7 @@ class Trained(msgspec.Struct, frozen=True):
     epochs: float
     peak_gib: float
     version: str
+    earlier: bool = False
 
 
 class Reached(Exception):
@@ -184,7 +185,7 @@ def asked(peer: Peer, python: str, data: LeaveOneOut, told: list[str], seen: See
     """What `peer` answers, or answered when it was asked the same before and `resume` kept it."""
     kept = resume / f"{peer.script.stem}-{question(peer, data, told, seen)}.json" if resume else None
     if kept is not None and kept.exists():
-        found = msgspec.json.decode(kept.read_bytes(), type=Trained)
+        found = msgspec.structs.replace(msgspec.json.decode(kept.read_bytes(), type=Trained), earlier=True)
     else:
         found = trained(peer, python, data, told, seen)
         if kept is not None:

@@ -76,6 +76,9 @@ class ReadyEngine:
     def lag(self) -> dict[str, float]:
         return {}
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
     def end(self) -> Position:
         return START
 

@@ -317,10 +317,12 @@ def _speed(name: str, result: dict[str, Any]) -> str:
     head = (name, "validation NDCG@10", "after", "peak GiB", "ours as good after", "ours / peer")
     plot, machine = PLOTS / f"{SPEED}{name}.svg", result["machine"]
     drawn = f"\n![How soon training is as good, {name}](benchmarks/plots/{plot.name})\n" if plot.exists() else ""
+    kept = [peer for peer, part in result["parts"].items() if part["peer"].get("earlier")]
+    before = f" {' and '.join(kept)} trained in a run before (`--resume`)." if kept else ""
     return (
         table(head, rows) + f"\nOurs reached {reached:.4f}, after {result['looks'][-1]['seconds']:,.0f} s of training"
         f"{peak}. Made by `{result['command']}` on {machine['processor']}; the [whole result]"
-        f"(benchmarks/results/{SPEED}{name}.json) has every look.\n{drawn}"
+        f"(benchmarks/results/{SPEED}{name}.json) has every look.{before}\n{drawn}"
     )
 
 

@@ -96,17 +96,19 @@ def test_a_peer_is_judged_by_our_figure_and_the_better_of_best_and_last_counts(
 def test_a_peer_is_not_asked_the_same_again(
     p4: ModuleType, data: LeaveOneOut, peer: object, runs: Path, tmp_path: Path
 ) -> None:
-    def ask(*more: str, of: LeaveOneOut = data) -> float:
+    def ask(*more: str, of: LeaveOneOut = data) -> tuple[float, bool]:
         told = ["--runs", str(runs), *more]
-        return float(p4.asked(peer, sys.executable, of, told, "filter", tmp_path / "kept").ndcg)
+        found = p4.asked(peer, sys.executable, of, told, "filter", tmp_path / "kept")
+        return found.ndcg, found.earlier
 
-    assert ask() == ask() == 1
+    assert ask() == (1, False)
+    assert ask() == (1, True)
     assert runs.read_text() == "x"
-    assert ask("--wrong", "1") < 0.5
+    assert ask("--wrong", "1") < (0.5,)
     assert runs.read_text() == "xx"
     ask(of=LeaveOneOut(data.item[::-1].copy(), data.offsets, 50))
     assert runs.read_text() == "xxx"
-    assert ask() == 1
+    assert ask() == (1, True)
     assert runs.read_text() == "xxx"
 
 
