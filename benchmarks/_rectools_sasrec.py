@@ -1,13 +1,16 @@
 """RecTools' SASRec for next_item.py and p4_sequence_training.py, run by an interpreter that has `rectools[torch]`;
 nothing of ours.
 
-    PYTHON benchmarks/_rectools_sasrec.py FOLDER [--epochs 100] [--patience 10] [--minutes 30] [--negatives 256] ...
+    PYTHON benchmarks/_rectools_sasrec.py FOLDER [--epochs 100] [--patience 10] [--minutes 30] [--negatives 32] ...
 
 FOLDER/actions.npz: item int64 [n], offsets int64 [u + 1], items, learned bool [n], validation and test int64 [q]
 (places), seed. Written: FOLDER/scores.npy float32 [q, items], of every item as the action that `--ask` names of each
 user asked, and FOLDER/facts.npz. An item that it does not know gets less than the least it gives. Epochs end when the
 loss on validation has not fallen for `--patience` of them, or the time is up, and the best one counts; in
 FOLDER/last.npy the scores of the last one.
+
+32 negatives: in three minutes on one thread it went three times over Amazon Beauty with them and had .0136 NDCG@10 on
+validation; with 256, or the whole softmax, an epoch alone takes four minutes or more, and after one it had .0079.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=10)
     parser.add_argument("--minutes", type=float, default=math.inf, help="of training, at most")
     parser.add_argument("--ask", choices=["test", "validation"], default="test")
-    parser.add_argument("--negatives", type=int, default=256, help="sampled softmax; 0 is the whole softmax")
+    parser.add_argument("--negatives", type=int, default=32, help="a position; 0 is the whole softmax")
     parser.add_argument("--factors", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--heads", type=int, default=2)

@@ -1,9 +1,9 @@
 """P4: how soon does training reach what RecTools' and RecBole's SASRec reach in half an hour? Next item, validation.
 
-Each peer trains for `--minutes` at our width, blocks, heads, history and dropout, on one thread as we do. Where ours
-has the whole softmax they have it; where ours draws negatives RecTools draws 256 a position, as published runs of it
-do, and RecBole, which draws one or none, has the whole. They answer validation, and the better of a peer's best epoch
-(by its own figure there) and its last counts.
+Each peer trains for `--minutes` at our width, blocks, heads, history and dropout, on one thread as we do. RecTools
+draws 32 negatives a position, with which it comes furthest in little time (`_rectools_sasrec.py`); RecBole, which draws
+one or none, has the whole softmax. They answer validation, and the better of a peer's best epoch (by its own figure
+there) and its last counts.
 
 Then ours trains once, by the one setting of next_item.py. It is looked at after every `--every` seconds of training,
 by its newest weights, and after each epoch, by their average, until it is as good as the better peer in NDCG@10, which
@@ -52,18 +52,16 @@ GOAL = 0.1
 
 @dataclass(frozen=True)
 class Peer:
-    """A SASRec that `script` trains. negatives: so many a position it draws where ours draws; 0: it cannot; more: what
-    it is told besides what all are told."""
+    """A SASRec that `script` trains. more: what it is told besides what all are told."""
 
     name: str
     script: Path
-    negatives: int = 0
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
 PEERS = {
     "rectools": Peer(
-        "RecTools SASRec", Path(__file__).parent / "_rectools_sasrec.py", negatives=256,
+        "RecTools SASRec", Path(__file__).parent / "_rectools_sasrec.py",
         more={"--ask": "validation", "--epochs": 10_000, "--patience": 10_000},
     ),
     "recbole": Peer("RecBole SASRec", Path(__file__).parent / "_recbole_sasrec.py"),
@@ -142,15 +140,12 @@ def judged(data: LeaveOneOut, scores: Any, seen: Seen) -> float:
     return float(ndcg(ranks_of(said, data, places, seen=seen), 10).mean())
 
 
-def words(peer: Peer, name: str, items: int, config: Config, minutes: float) -> list[str]:
-    """What a peer's script is told of a set with so many items."""
+def words(peer: Peer, name: str, config: Config, minutes: float) -> list[str]:
+    """What a peer's script is told of a set."""
     history = config.model.history
-    drawn = (
-        {"--negatives": peer.negatives if items > config.train.retrieval.full_up_to else 0} if peer.negatives else {}
-    )
     told = {
         "--minutes": minutes, "--factors": config.model.dim, "--blocks": history.layers, "--heads": history.heads,
-        "--length": padded_length(name), "--dropout": history.dropout, **drawn, **peer.more,
+        "--length": padded_length(name), "--dropout": history.dropout, **peer.more,
     }  # fmt: skip
     return [str(word) for pair in told.items() for word in pair]
 
@@ -257,7 +252,7 @@ def main() -> None:
     peers = {}
     for key, python in pythons.items():
         peer = PEERS[key]
-        told = words(peer, actions.name, actions.data.items, config, args.minutes)
+        told = words(peer, actions.name, config, args.minutes)
         peers[peer.name] = asked(peer, python, actions.data, told, rules.seen, args.resume)
     looks, peak = ours(actions, config, max(each.ndcg for each in peers.values()), args.every, rules.seen)
     report(
