@@ -28,6 +28,7 @@ from chaos_world import Chaos, Plan
 from msgspec.structs import replace as replaced
 
 from mainstem import weights
+from mainstem.schema.config import Config
 from mainstem.schema.position import START
 from mainstem.schema.records import Event
 from mainstem.train import OnlineTrainer, rebuilt, stream
@@ -80,6 +81,12 @@ def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
 # ---- canaries: the checks can fail ---------------------------------------------------------------
 
 
+def keeping_all(config: Config) -> Config:
+    """No delta goes, however long a training takes here."""
+    online = config.train.online.model_copy(update={"keep": 1_000})
+    return config.model_copy(update={"train": config.train.model_copy(update={"online": online})})
+
+
 class Forgetful(Recovery):
     """After a crash it goes on behind the newest delta, without having learned again what came before."""
 
@@ -103,7 +110,8 @@ def test_a_trainer_that_skips_the_replay_is_caught(
     store = weights.open(str(tmp_path))
     with torch_threads(1):  # as `mainstem train --online` does, and `follow`
         fingerprint = base.manifest.fingerprint
-        trainer = OnlineTrainer(shop.config, survived.log, store, lambda: new_learner(shop.config), fingerprint)
+        config = keeping_all(shop.config)
+        trainer = OnlineTrainer(config, survived.log, store, lambda: new_learner(config), fingerprint)
         while trainer.step():
             trainer.publish()
     numbers = store.deltas.sequences("main", version)
@@ -136,9 +144,7 @@ def turned(survived: Survived, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     shop, (base, deltas) = survived.shop, survived.history.bases[0]
     shutil.copytree(shop.archive.root, tmp_path / "weights")
     store, version = weights.open(str(tmp_path / "weights")), base.manifest.version
-    online = shop.config.train.online.model_copy(update={"keep": 1_000})
-    train = shop.config.train.model_copy(update={"online": online})
-    config = shop.config.model_copy(update={"train": train})
+    config = keeping_all(shop.config)
     store.rollback("main", version, deltas[len(deltas) // 2].position)
     with torch_threads(1):
         trainer = OnlineTrainer(config, survived.log, store, lambda: new_learner(config), base.manifest.fingerprint)
