@@ -9,8 +9,9 @@ user asked, and FOLDER/facts.npz. An item that it does not know gets less than t
 loss on validation has not fallen for `--patience` of them, or the time is up, and the best one counts; in
 FOLDER/last.npy the scores of the last one.
 
-32 negatives: in three minutes on one thread it went three times over Amazon Beauty with them and had .0136 NDCG@10 on
-validation; with 256, or the whole softmax, an epoch alone takes four minutes or more, and after one it had .0079.
+32 negatives: on one thread it went three times over Amazon Beauty with them in three minutes and a half, and had .0136
+NDCG@10 on validation. With the whole softmax it went over it once in five minutes and a half and had .0079; with 256
+negatives eleven minutes were two or three times, which were not asked on validation.
 """
 
 from __future__ import annotations

@@ -55,12 +55,13 @@ SCRIPT = Path(__file__).parent / "_rectools_sasrec.py"
 class Foreign:
     """A peer in another process: it reads `actions.npz` and writes `scores.npy`, float32 [q, items], and `facts.npz`.
 
-    It settles what it settles by its own means, from what is learned from and validation alone."""
+    It settles what it settles by its own means, from what is learned from and validation alone. words: what else the
+    script is told."""
 
     name = SASREC
 
-    def __init__(self, python: str, seed: int, told: Sequence[str]) -> None:
-        self.python, self.seed, self.words, self.seconds = python, seed, told, 0.0
+    def __init__(self, python: str, seed: int, words: Sequence[str]) -> None:
+        self.python, self.seed, self.words, self.seconds = python, seed, words, 0.0
         self.peak_gib = 0.0
         self._folder = tempfile.TemporaryDirectory()
         self._told: dict[str, Any] = {}
@@ -88,11 +89,11 @@ class Foreign:
         return self._told
 
 
-def foreign(python: str, told: Sequence[str], actions: Actions, asked: Asked) -> list[Outcome]:
+def foreign(python: str, words: Sequence[str], actions: Actions, asked: Asked) -> list[Outcome]:
     found = []
     for seed in range(asked.seeds):
         say(f"{SASREC}, seed {seed}")
-        peer = Foreign(python, seed, told)
+        peer = Foreign(python, seed, words)
         found.append(replace(run(peer, actions.data, "test", seen=asked.rules.seen), peak_gib=peer.peak_gib))
     return found
 
