@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from mainstem import curriculum
 from mainstem.assemble import Parts, assemble
+from mainstem.refresh import ModelKeeper
 from mainstem.schema.config import Config
 from mainstem.schema.errors import InvalidRecord
 from mainstem.schema.ids import key64
@@ -27,7 +29,10 @@ from mainstem.schema.time import now_ms, parse_duration
 from mainstem.train import TrainingReport
 from mainstem.warmup import warm_up
 
-__all__ = ["Loop"]
+__all__ = ["NO_MODEL", "Loop"]
+
+# What `/readyz` says for a version where a line has no model in use.
+NO_MODEL = "none yet"
 
 Progress = Callable[[str, int, int], None]
 
@@ -126,18 +131,16 @@ class Loop:
 
     def ready(self) -> tuple[bool, dict[str, object]]:
         """Whether traffic is welcome: the follower is alive and close behind. A missing model only degrades."""
-        follower, keeper, recorder = self.parts.follower, self.parts.keeper, self.parts.recorder
+        follower, recorder = self.parts.follower, self.parts.recorder
         lag = follower.lag()
         state = (
             f"failing: {follower.failure}" if follower.failure else "ok" if lag < 10_000 else f"{lag} records behind"
         )
-        troubles = {
-            "refused models": keeper.refused,
-            "model keeper": str(keeper.failure or ""),
-            "slates not on record": recorder.failures,
-            "slates not kept": recorder.unkept,
-        }
-        details: dict[str, object] = {"state": state, "model": keeper.version or "none yet", "delta": keeper.sequence}
+        lines = {line: _said_of(keeper) for line, keeper in self.parts.keepers.items()}
+        troubles = {"slates not on record": recorder.failures, "slates not kept": recorder.unkept}
+        details: dict[str, object] = {"state": state, **lines.pop("main")}
+        if lines:
+            details["lines"] = lines
         return state == "ok", details | {name: trouble for name, trouble in troubles.items() if trouble}
 
     def lag(self) -> dict[str, float]:
@@ -166,3 +169,10 @@ class Loop:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _said_of(keeper: ModelKeeper[Any]) -> dict[str, object]:
+    """What a line's models are doing; troubles only where there are some."""
+    troubles = {"refused models": keeper.refused, "model keeper": str(keeper.failure or "")}
+    said: dict[str, object] = {"model": keeper.version or NO_MODEL, "delta": keeper.sequence}
+    return said | {name: trouble for name, trouble in troubles.items() if trouble}

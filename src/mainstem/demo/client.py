@@ -31,7 +31,7 @@ class HttpClient:
         self._after: str | None = None
         self._posts = 0
         self._lags: list[float] = []
-        self.degraded: dict[str, int] = {}
+        self.degraded: dict[str, tuple[int, str]] = {}  # stage and what of it -> how many slates, and why the last
 
     def slate(self, user: str, time: int, new_only: bool) -> list[str]:
         return self._slate(user, time, new_only, self.k)
@@ -66,8 +66,9 @@ class HttpClient:
             asked["after"] = self._after
         slate = self.call("POST", "/v1/slates", asked)
         for degraded in slate["degraded"]:
-            name = f"{degraded['stage']}: {degraded['what']}: {degraded['why']}"
-            self.degraded[name] = self.degraded.get(name, 0) + 1
+            name = f"{degraded['stage']}: {degraded['what']}"
+            times, _ = self.degraded.get(name, (0, ""))
+            self.degraded[name] = times + 1, degraded["why"]
         return [item["entity"] for item in slate["items"]]
 
     def call(self, method: str, path: str, body: object = None) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mainstem.loop import NO_MODEL
 from mainstem.schema.errors import MainstemError
 
 __all__ = ["OnlineProcess", "ServerProcess", "TrainingProcess", "check_port"]
@@ -42,8 +43,8 @@ class ServerProcess:
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
-    def wait_ready(self, model: str | None = None) -> dict[str, Any]:
-        """Block until it welcomes traffic (and, if given, answers with this model version); what it says of itself."""
+    def wait_ready(self, *lines: str) -> dict[str, Any]:
+        """Block until it welcomes traffic and has a model of each of these lines in use; what it says of itself."""
         deadline = time.monotonic() + PATIENCE
         said: dict[str, Any] = {}
         while time.monotonic() < deadline:
@@ -51,9 +52,12 @@ class ServerProcess:
                 raise MainstemError(f"the server ended with status {self._process.returncode}: see {self.log_file}")
             ready, said = self._readiness()
             parts = said.get("parts", {})
-            if model is not None and (why := parts.get("refused models", {}).get(model)):
-                raise MainstemError(f"the server does not take {model} into use: {why}")
-            if ready and (model is None or parts.get("model") == model):
+            of_line = {"main": parts, **parts.get("lines", {})}
+            wanting = [line for line in lines if of_line.get(line, {}).get("model", NO_MODEL) == NO_MODEL]
+            for line in wanting:
+                if refused := of_line.get(line, {}).get("refused models"):
+                    raise MainstemError(f"the server takes no model of line {line!r} into use: {refused}")
+            if ready and not wanting:
                 return said
             time.sleep(0.2)
         raise MainstemError(f"the server was not ready in {PATIENCE:.0f} s ({said}): see {self.log_file}")

@@ -80,7 +80,7 @@ class Demo:
                 training.result()
             if version is None:
                 freeze(store)
-            server.wait_ready()
+            server.wait_ready("main", FROZEN)
             with OnlineProcess(self.config_file, self.folder / "trainer.log") as trainer:
                 self.console.print(
                     f"serving at [link={server.url}/docs]{server.url}[/link], learning from what comes in",
@@ -158,8 +158,8 @@ class Demo:
                 if results.baskets % CHECK_EVERY == 0:
                     trainer.check()
         client.close()
-        for what, times in sorted(client.degraded.items(), key=lambda item: -item[1])[:5]:
-            self.console.print(f"[yellow]{times:,} slates said: {what}", highlight=False)
+        for what, (times, why) in sorted(client.degraded.items(), key=lambda item: -item[1][0])[:5]:
+            self.console.print(f"[yellow]{times:,} slates fell short of {what}; the last: {why}", highlight=False)
         return replay.results
 
     def _tell(self, replay: Replay, results: Results, split: Split, *, learned: bool) -> None:
