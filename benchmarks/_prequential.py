@@ -47,8 +47,9 @@ class Stage:
     def __init__(self, name: str, online: dict[str, Any] | None = None) -> None:
         """online: settings of `train.online` that differ from the defaults."""
         self.name, dataset = name, datasets.get(name)
-        train = {**dataset.config.get("train", {}), "online": online or {}}
-        self.config = Config.model_validate({**dataset.config, "train": train})
+        settings: dict[str, Any] = dict(dataset.config)
+        train = {**settings.get("train", {}), "online": online or {}}
+        self.config = Config.model_validate({**settings, "train": train})
         log = eventlog.open("memory://", history="file:///nowhere")
         count = datasets.ingest(dataset, log.append, lambda done, total: None)
         self.source = Curriculum(self.config, log, lambda stage, done, total: None)

@@ -65,7 +65,8 @@ class Bounded(Trainer):
             if self.seconds >= self.limit:
                 raise TimeIsUp
             self.steps += 1
-            return self.model.calculate_loss(batch)
+            value: torch.Tensor = self.model.calculate_loss(batch)
+            return value
 
         found = super()._train_epoch(train_data, epoch_idx, loss, show_progress)
         self.seconds = before + time.monotonic() - began

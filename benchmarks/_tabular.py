@@ -64,7 +64,7 @@ class Columns:
 
     @property
     def fields(self) -> int:
-        return self.keys.shape[1] - self.several + (self.several > 0)
+        return int(self.keys.shape[1]) - self.several + (self.several > 0)
 
     def take(self, rows: Ints) -> Columns:
         return replace(self, keys=self.keys[rows], numbers=self.numbers[rows], labels=self.labels[rows])

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,10 +92,10 @@ def measure(bench: Bench, rows: int, asked: int, dim: int) -> dict[str, float]:
         wanted, index = keys[place], torch.from_numpy(place)
         found[law] = rates(
             {
-                "ours": lambda wanted=wanted: table.read(wanted, out=out.numpy()),
-                "torch": lambda index=index: torch.index_select(matrix, 0, index, out=out),
-                "torch, huge pages": lambda index=index, paged=paged: torch.index_select(paged, 0, index, out=out),
-                "F.embedding": lambda index=index: torch.nn.functional.embedding(index, matrix),
+                "ours": partial(table.read, wanted, out=out.numpy()),
+                "torch": partial(torch.index_select, matrix, 0, index, out=out),
+                "torch, huge pages": partial(torch.index_select, paged, 0, index, out=out),
+                "F.embedding": partial(torch.nn.functional.embedding, index, matrix),
             },
             len(place),
         )
@@ -113,7 +114,7 @@ def measure(bench: Bench, rows: int, asked: int, dim: int) -> dict[str, float]:
         with shared(table, parent) as reader:
             got = rates(
                 {
-                    "ours, shared": lambda reader=reader: reader.read(wanted, out=out.numpy()),
+                    "ours, shared": partial(reader.read, wanted, out=out.numpy()),
                     "ours, private": lambda: table.read(wanted, out=out.numpy()),
                     "torch": lambda: torch.index_select(matrix, 0, index, out=out),
                 },

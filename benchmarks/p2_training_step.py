@@ -78,9 +78,9 @@ def torch_sparse(kind: str, zipf: float) -> Arm:
     embedding = torch.nn.Embedding(FIELDS * IDS, WIDTH, sparse=True)
     with torch.no_grad():
         embedding.weight.copy_(torch.from_numpy(initial_rows()))
-    optimizer: torch.optim.Optimizer
+    optimizer: Any  # SparseAdam has no types
     if kind == "Adam":
-        optimizer = torch.optim.SparseAdam(embedding.parameters(), lr=RATES[kind], eps=EPSILON)  # type: ignore[no-untyped-call]
+        optimizer = torch.optim.SparseAdam(embedding.parameters(), lr=RATES[kind], eps=EPSILON)
     else:
         optimizer = torch.optim.Adagrad(embedding.parameters(), lr=RATES[kind], eps=EPSILON)
 

@@ -13,6 +13,7 @@ import argparse
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import faiss
 import numpy as np
@@ -33,7 +34,8 @@ def learned_like(rng: np.random.Generator, n: int) -> np.ndarray:
     clusters = rng.normal(size=(max(8, n // 100), DIM)) * spectrum
     member = np.minimum(rng.zipf(1.3, n) - 1, len(clusters) - 1)
     vectors = (clusters[member] + 0.6 * rng.normal(size=(n, DIM)) * spectrum).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 def medians(searches: dict[str, Search], queries: np.ndarray) -> dict[str, float]:
@@ -100,7 +102,8 @@ def filtered(
     bits = np.packbits(may[keys.astype(np.int64)], bitorder="little")
     flat = faiss.IndexFlatIP(DIM)
     flat.add(vectors)
-    selected = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+    swig: Any = faiss  # its types are of C++ alone
+    selected = swig.SearchParameters(sel=swig.IDSelectorBitmap(bits))
     return medians(
         {
             "faiss flat, bit map given": lambda query: flat.search(query[None], LIMIT, params=selected)[0][0],

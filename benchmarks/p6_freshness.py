@@ -39,6 +39,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +286,7 @@ def dense_delays(traffic: Traffic, found: Published) -> list[float]:
 def measure(bench: Bench, folder: Path, events: Iterator[Event], arguments: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as running:
         server = running.enter_context(ServerProcess(configure(folder), folder / "server.log", 0))
-        server.wait_ready()
+        server.wait_ready("main")
         with trainer(configure(folder)):
             warm = Traffic(server, events)
             with warm.watched():
@@ -293,7 +294,7 @@ def measure(bench: Bench, folder: Path, events: Iterator[Event], arguments: argp
                 warm.until_served(lambda: published(folder))
             quiet, busy = Traffic(server, events), Traffic(server, events)
             for traffic, act in (
-                (quiet, lambda: quiet.idle(arguments.idle)), (busy, lambda: busy.load(arguments.seconds))
+                (quiet, partial(quiet.idle, arguments.idle)), (busy, partial(busy.load, arguments.seconds))
             ):  # fmt: skip
                 with traffic.watched():
                     act()

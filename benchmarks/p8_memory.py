@@ -113,7 +113,9 @@ class World:
 
     def forget(self) -> None:
         """Let its arrays go, so that they are not measured."""
-        self.user = self.item = self.time = self.session = self.user_keys = self.item_keys = self.counts = np.zeros(0)
+        self.user = self.item = self.time = self.session = np.zeros(0, np.int64)
+        self.user_keys = self.item_keys = np.zeros(0, np.uint64)
+        self.counts = np.zeros(0, np.int64)
 
     def entities(self) -> Iterator[Any]:
         from mainstem.schema.records import Entity

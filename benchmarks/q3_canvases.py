@@ -58,7 +58,8 @@ def load(share: float = 1.0) -> Actions:
 
 
 def query_for(entity: Entity) -> str:
-    return " ".join(entity.attributes.get("categories") or [])
+    found = entity.attributes.get("categories")
+    return " ".join(found) if isinstance(found, list) else ""
 
 
 def configure(

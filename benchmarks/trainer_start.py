@@ -27,7 +27,7 @@ from mainstem.learning import definition, learner_of, online_trainer
 from mainstem.schema.config import Config
 from mainstem.schema.config_file import storage_urls
 from mainstem.schema.protocols import Log
-from mainstem.schema.records import Entity, Event, LogRecord
+from mainstem.schema.records import Attribute, Entity, Event, LogRecord
 from mainstem.train.catalogs import keep
 from mainstem.train.guard import Guard
 from mainstem.train.published import save_state, state_of
@@ -43,7 +43,11 @@ CONFIG = Config.model_validate(
 
 def records(items: int) -> Iterator[LogRecord]:
     for i in range(items):
-        attributes = {"category": f"c{i % 200}", "brand": f"b{i % 5_003}", "price": float(i % 997)}
+        attributes: dict[str, Attribute] = {
+            "category": f"c{i % 200}",
+            "brand": f"b{i % 5_003}",
+            "price": float(i % 997),
+        }
         yield Entity(record_id=f"e{i}", time=START_MS, entity=str(i), text=f"the item {i}", attributes=attributes)
     for i in range(EVENTS):
         yield Event(

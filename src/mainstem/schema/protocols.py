@@ -284,6 +284,10 @@ class FeatureStore(Protocol):
         """Drop state not touched since `time` minus the configured expiry; how many keys went."""
         ...
 
+    def nbytes(self) -> dict[str, int]:
+        """Bytes by what takes them."""
+        ...
+
     def close(self) -> None: ...
 
 
