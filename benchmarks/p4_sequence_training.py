@@ -1,6 +1,7 @@
 """P4: how soon does training reach what RecTools' and RecBole's SASRec reach in half an hour? Next item, validation.
 
-Each peer trains for `--minutes` at our width, blocks, heads, history and dropout, on one thread as we do. RecTools
+Each peer trains for `--minutes` on one thread as we do: both at our width, blocks, heads, history and dropout, and
+RecTools once more in the size that next_item.py asks it in, which is smaller and comes further in the time. RecTools
 draws 32 negatives a position, with which it comes furthest in little time (`_rectools_sasrec.py`); RecBole, which draws
 one or none, has the whole softmax. They answer validation, and the better of a peer's best epoch (by its own figure
 there) and its last counts.
@@ -52,20 +53,23 @@ GOAL = 0.1
 
 @dataclass(frozen=True)
 class Peer:
-    """A SASRec that `script` trains. more: what it is told besides what all are told."""
+    """A SASRec of `library`, which `script` trains. more: what it is told besides what all are told; as_ours: whether
+    it has our size, else its script's."""
 
     name: str
+    library: str
     script: Path
     more: Mapping[str, Any] = field(default_factory=dict)
+    as_ours: bool = True
 
 
-PEERS = {
-    "rectools": Peer(
-        "RecTools SASRec", Path(__file__).parent / "_rectools_sasrec.py",
-        more={"--ask": "validation", "--epochs": 10_000, "--patience": 10_000},
-    ),
-    "recbole": Peer("RecBole SASRec", Path(__file__).parent / "_recbole_sasrec.py"),
-}  # fmt: skip
+RECTOOLS, RECBOLE = (Path(__file__).parent / f"_{library}_sasrec.py" for library in ("rectools", "recbole"))
+TO_THE_END = {"--ask": "validation", "--epochs": 10_000, "--patience": 10_000}
+PEERS = (
+    Peer("RecTools SASRec", "rectools", RECTOOLS, TO_THE_END),
+    Peer("RecTools SASRec, 64 wide, 2 blocks", "rectools", RECTOOLS, TO_THE_END, as_ours=False),
+    Peer("RecBole SASRec", "recbole", RECBOLE),
+)
 
 
 class Trained(msgspec.Struct, frozen=True):
@@ -143,10 +147,11 @@ def judged(data: LeaveOneOut, scores: Any, seen: Seen) -> float:
 def words(peer: Peer, name: str, config: Config, minutes: float) -> list[str]:
     """What a peer's script is told of a set."""
     history = config.model.history
-    told = {
-        "--minutes": minutes, "--factors": config.model.dim, "--blocks": history.layers, "--heads": history.heads,
-        "--length": padded_length(name), "--dropout": history.dropout, **peer.more,
+    size = {
+        "--factors": config.model.dim, "--blocks": history.layers, "--heads": history.heads,
+        "--dropout": history.dropout,
     }  # fmt: skip
+    told = {"--minutes": minutes, "--length": padded_length(name), **(size if peer.as_ours else {}), **peer.more}
     return [str(word) for pair in told.items() for word in pair]
 
 
@@ -232,14 +237,14 @@ def report(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=datasets.names())
-    for key, peer in PEERS.items():
-        parser.add_argument(f"--{key}-python", help=f"the interpreter of an environment with {key}: {peer.name}")
+    for library in dict.fromkeys(peer.library for peer in PEERS):
+        parser.add_argument(f"--{library}-python", help=f"the interpreter of an environment with {library}")
     parser.add_argument("--minutes", type=float, default=30.0, help="of each peer's training; fewer are not kept")
     parser.add_argument("--every", type=float, default=20.0, help="seconds of our training between two looks at it")
     parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
     parser.add_argument("--resume", type=Path, help="folder for the peers' answers")
     args = parser.parse_args()
-    pythons = {key: python for key in PEERS if (python := getattr(args, f"{key}_python"))}
+    pythons = {peer: python for peer in PEERS if (python := getattr(args, f"{peer.library}_python"))}
     if not pythons:
         parser.error("at least one peer's interpreter is needed")
     rules = RULES.get(args.dataset, Rules())
@@ -250,8 +255,7 @@ def main() -> None:
         lower_is_better=True, goal_is_ratio=True,
     )  # fmt: skip
     peers = {}
-    for key, python in pythons.items():
-        peer = PEERS[key]
+    for peer, python in pythons.items():
         told = words(peer, actions.name, config, args.minutes)
         peers[peer.name] = asked(peer, python, actions.data, told, rules.seen, args.resume)
     looks, peak = ours(actions, config, max(each.ndcg for each in peers.values()), args.every, rules.seen)
