@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
     parser.add_argument("--resume", type=Path, help="folder for the peers' answers")
     args = parser.parse_args()
-    pythons = {peer: python for peer in PEERS if (python := getattr(args, f"{peer.library}_python"))}
+    pythons = [(peer, python) for peer in PEERS if (python := getattr(args, f"{peer.library}_python"))]
     if not pythons:
         parser.error("at least one peer's interpreter is needed")
     rules = RULES.get(args.dataset, Rules())
@@ -255,7 +255,7 @@ def main() -> None:
         lower_is_better=True, goal_is_ratio=True,
     )  # fmt: skip
     peers = {}
-    for peer, python in pythons.items():
+    for peer, python in pythons:
         told = words(peer, actions.name, config, args.minutes)
         peers[peer.name] = asked(peer, python, actions.data, told, rules.seen, args.resume)
     looks, peak = ours(actions, config, max(each.ndcg for each in peers.values()), args.every, rules.seen)
