@@ -310,7 +310,7 @@ def _speed(name: str, result: dict[str, Any]) -> str:
         soon = "not reached" if part["seconds"] is None else f"{part['seconds']:,.0f} s"
         share = "" if part["ours"] is None else f"{part['ours']:.3f}"
         rows.append((
-            f"{peer} {theirs['version']}", f"{theirs['ndcg']:.4f}",
+            f"{peer} ({theirs['version']})", f"{theirs['ndcg']:.4f}",
             f"{theirs['epochs']:g} epochs, {theirs['seconds']:,.0f} s", f"{theirs['peak_gib']:.1f}", soon, share,
         ))  # fmt: skip
     peak = "" if result.get("peak_gib") is None else f", {result['peak_gib']:.1f} GiB at its peak"

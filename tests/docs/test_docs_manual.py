@@ -276,6 +276,6 @@ def test_speed_results_become_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     }  # fmt: skip
     (tmp_path / "p4_sequence_training_a-set.json").write_text(json.dumps(result))
     text = generate.training_speed()
-    assert "| soon 1.0 | 0.2500 | 2.5 epochs, 1,800 s | 3.0 | 90 s | 0.050 |" in text
-    assert "| late 1.0 | 0.2500 | 2.5 epochs, 1,800 s | 3.0 | not reached |  |" in text
+    assert "| soon (1.0) | 0.2500 | 2.5 epochs, 1,800 s | 3.0 | 90 s | 0.050 |" in text
+    assert "| late (1.0) | 0.2500 | 2.5 epochs, 1,800 s | 3.0 | not reached |  |" in text
     assert "Ours reached 0.2600, after 90 s of training, 1.5 GiB at its peak. Made by `python it` on P" in text
