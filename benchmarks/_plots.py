@@ -103,7 +103,7 @@ def p4_sequence_training(plt: Any, result: Result) -> Any:
         axis.plot(peer["seconds"], peer["ndcg"], MARKERS[1 + place], color=color, markersize=8, label=name)
     axis.set(xlabel="seconds of training, one thread", ylabel="NDCG@10, validation", xscale="log", ylim=(0, None))
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.legend(loc="lower right")
+    axis.legend(loc="lower center", bbox_to_anchor=(0.6, 0))  # right of it are the peers
     of = result["name"].removeprefix("p4_sequence_training_")
     axis.set_title(f"{of}: how soon training is as good")
     return figure
