@@ -53,21 +53,21 @@ GOAL = 0.1
 
 @dataclass(frozen=True)
 class Peer:
-    """A SASRec of `library`, which `script` trains. more: what it is told besides what all are told; as_ours: whether
-    it has our size, else its script's."""
+    """A SASRec of a Python package, which `script` trains. more: what it is told besides, or instead of, what all are
+    told."""
 
     name: str
-    library: str
+    package: str
     script: Path
     more: Mapping[str, Any] = field(default_factory=dict)
-    as_ours: bool = True
 
 
-RECTOOLS, RECBOLE = (Path(__file__).parent / f"_{library}_sasrec.py" for library in ("rectools", "recbole"))
+RECTOOLS, RECBOLE = (Path(__file__).parent / f"_{package}_sasrec.py" for package in ("rectools", "recbole"))
 TO_THE_END = {"--ask": "validation", "--epochs": 10_000, "--patience": 10_000}
+SMALLER = {"--factors": 64, "--blocks": 2, "--heads": 2, "--dropout": 0.2}
 PEERS = (
     Peer("RecTools SASRec", "rectools", RECTOOLS, TO_THE_END),
-    Peer("RecTools SASRec, 64 wide, 2 blocks", "rectools", RECTOOLS, TO_THE_END, as_ours=False),
+    Peer("RecTools SASRec, 64 wide, 2 blocks", "rectools", RECTOOLS, {**TO_THE_END, **SMALLER}),
     Peer("RecBole SASRec", "recbole", RECBOLE),
 )
 
@@ -147,11 +147,10 @@ def judged(data: LeaveOneOut, scores: Any, seen: Seen) -> float:
 def words(peer: Peer, name: str, config: Config, minutes: float) -> list[str]:
     """What a peer's script is told of a set."""
     history = config.model.history
-    size = {
-        "--factors": config.model.dim, "--blocks": history.layers, "--heads": history.heads,
-        "--dropout": history.dropout,
+    told = {
+        "--minutes": minutes, "--factors": config.model.dim, "--blocks": history.layers, "--heads": history.heads,
+        "--length": padded_length(name), "--dropout": history.dropout, **peer.more,
     }  # fmt: skip
-    told = {"--minutes": minutes, "--length": padded_length(name), **(size if peer.as_ours else {}), **peer.more}
     return [str(word) for pair in told.items() for word in pair]
 
 
@@ -237,14 +236,14 @@ def report(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=datasets.names())
-    for library in dict.fromkeys(peer.library for peer in PEERS):
-        parser.add_argument(f"--{library}-python", help=f"the interpreter of an environment with {library}")
+    for package in dict.fromkeys(peer.package for peer in PEERS):
+        parser.add_argument(f"--{package}-python", help=f"the interpreter of an environment with {package}")
     parser.add_argument("--minutes", type=float, default=30.0, help="of each peer's training; fewer are not kept")
     parser.add_argument("--every", type=float, default=20.0, help="seconds of our training between two looks at it")
     parser.add_argument("--users", type=float, default=1.0, help="share of the users; below 1 nothing is kept")
     parser.add_argument("--resume", type=Path, help="folder for the peers' answers")
     args = parser.parse_args()
-    pythons = [(peer, python) for peer in PEERS if (python := getattr(args, f"{peer.library}_python"))]
+    pythons = [(peer, python) for peer in PEERS if (python := getattr(args, f"{peer.package}_python"))]
     if not pythons:
         parser.error("at least one peer's interpreter is needed")
     rules = RULES.get(args.dataset, Rules())

@@ -62,7 +62,7 @@ def runs(tmp_path: Path) -> Path:
 @pytest.fixture
 def peer(p4: ModuleType, tmp_path: Path) -> object:
     (tmp_path / "script.py").write_text(SCRIPT)
-    return p4.Peer("a peer", "library", tmp_path / "script.py")
+    return p4.Peer("a peer", "package", tmp_path / "script.py")
 
 
 def a_run(*figures: float) -> Run:
@@ -112,16 +112,17 @@ def test_a_peer_is_not_asked_the_same_again(
     assert runs.read_text() == "xxx"
 
 
-def test_every_peer_is_told_what_ours_is_trained_with_or_has_its_own_size(p4: ModuleType) -> None:
-    history = SimpleNamespace(layers=2, heads=4, dropout=0.2)
+def test_every_peer_is_told_what_ours_is_trained_with_or_a_size_of_its_own(p4: ModuleType) -> None:
+    history = SimpleNamespace(layers=3, heads=4, dropout=0.3)
     config = SimpleNamespace(model=SimpleNamespace(dim=128, history=history))
-    assert [peer.as_ours for peer in p4.PEERS] == [True, False, True]
+    smaller = [peer for peer in p4.PEERS if "64 wide, 2 blocks" in peer.name]
+    assert len(smaller) == 1
     for peer in p4.PEERS:
         words = p4.words(peer, "amazon-beauty", config, 30.0)
         told = dict(zip(words[::2], words[1::2], strict=True))
         assert told["--minutes"] == "30.0"
-        size = [told.get(option) for option in ("--factors", "--blocks", "--heads", "--dropout")]
-        assert size == (["128", "2", "4", "0.2"] if peer.as_ours else [None] * 4)
+        size = (told["--factors"], told["--blocks"], told["--heads"], told["--dropout"])
+        assert size == (("64", "2", "2", "0.2") if peer in smaller else ("128", "3", "4", "0.3"))
         assert told["--length"] == "50"
         assert all(f'"{option}"' in peer.script.read_text() for option in told)
         words = p4.words(peer, "ml-1m", config, 30.0)
